@@ -1,0 +1,126 @@
+"""What a child process tells its supervisor: one JSON object a line on standard output.
+
+The child never touches the database. The supervisor turns these into rows, guarded by its lease. In the other
+direction the supervisor writes `stop` and a newline to the child's standard input (stop at the next step, keep a
+checkpoint); end of file there means that the supervisor died, and the child ends itself.
+"""
+
+from enum import IntEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from app.contracts.states import FailureCode, JobPhase
+from app.contracts.value import Value
+
+
+class ExitCode(IntEnum):
+    """How a child process ends when it is not killed."""
+
+    DONE = 0
+    FAILED = 20
+    """A Failure message was sent."""
+    STOPPED = 21
+    """It was asked to stop and left a checkpoint where it was training."""
+
+
+class EventMessage(Value):
+    """A sentence for the job's event list."""
+
+    kind: Literal["event"] = "event"
+    level: Literal["info", "warn", "error"] = "info"
+    message: str
+    data: dict[str, Any] | None = None
+
+
+class PhaseMessage(Value):
+    kind: Literal["phase"] = "phase"
+    phase: JobPhase
+
+
+class ProgressMessage(Value):
+    """How far a long piece of work is; kept in memory for logs, not stored."""
+
+    kind: Literal["progress"] = "progress"
+    what: str
+    done: int
+    total: int
+
+
+class MetricsMessage(Value):
+    """Numbers of an optimizer step (OpenAI's names); sent every few steps."""
+
+    kind: Literal["metrics"] = "metrics"
+    step: int
+    total_steps: int
+    train_loss: float
+    train_mean_token_accuracy: float
+    extra: dict[str, float] = Field(default_factory=dict)
+    """The method's counters, learning rate, tokens a second."""
+
+
+class CheckpointMessage(Value):
+    """End of an epoch: a checkpoint that the tenant may see."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    metrics: dict[str, float]
+
+
+class StageDoneMessage(Value):
+    """A stage of a job is finished and durable; `data` is handed to later stages and attempts."""
+
+    kind: Literal["stage_done"] = "stage_done"
+    stage: str
+    data: dict[str, Any]
+
+
+class BaseStatusMessage(Value):
+    """Preparing a base: which state it is in."""
+
+    kind: Literal["base_status"] = "base_status"
+    status: Literal["aligning", "preparing"]
+
+
+class JobResultMessage(Value):
+    """The job's outcome. Paths are relative to the work folder; the supervisor stores the files."""
+
+    kind: Literal["job_result"] = "job_result"
+    trained_tokens: int
+    adapter_archive: str
+    adapter_sha256: str
+    report: str
+    step_metrics: str
+
+
+class BaseResultMessage(Value):
+    """A base is prepared and lies under bases_dir / prepared_hash."""
+
+    kind: Literal["base_result"] = "base_result"
+    prepared_hash: str
+
+
+class FailureMessage(Value):
+    """Why the child gives up. `message` is shown to the tenant: a sentence that says what to do."""
+
+    kind: Literal["failure"] = "failure"
+    code: FailureCode
+    message: str
+    param: str | None = None
+    is_retryable: bool = False
+
+
+Message = Annotated[
+    EventMessage
+    | PhaseMessage
+    | ProgressMessage
+    | MetricsMessage
+    | CheckpointMessage
+    | StageDoneMessage
+    | BaseStatusMessage
+    | JobResultMessage
+    | BaseResultMessage
+    | FailureMessage,
+    Field(discriminator="kind"),
+]
+MESSAGE_ADAPTER: TypeAdapter[Message] = TypeAdapter(Message)

@@ -1,0 +1,13 @@
+"""SQLAlchemy rows, one file a table. Times are seconds since 1970 by the database's clock."""
+
+from app.models.api_key import ApiKey
+from app.models.base_model import BaseModelRow
+from app.models.checkpoint import Checkpoint
+from app.models.event import Event
+from app.models.file import File
+from app.models.fine_tuned_model import FineTunedModel
+from app.models.job import Job
+from app.models.project import Project
+from app.models.work import Work
+
+__all__ = ["ApiKey", "BaseModelRow", "Checkpoint", "Event", "File", "FineTunedModel", "Job", "Project", "Work"]

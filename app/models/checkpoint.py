@@ -1,0 +1,19 @@
+"""A durable point of a training run that the tenant can see."""
+
+from sqlalchemy import ForeignKey, Index, Integer, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Row
+from app.models.columns import CreatedAt, Id, JsonDict
+
+
+class Checkpoint(Row):
+    __tablename__ = "checkpoints"
+    __table_args__ = (Index("ix_checkpoints_job_step", "job_id", "step_number", unique=True),)
+
+    id: Mapped[Id]
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    step_number: Mapped[int] = mapped_column(Integer)
+    model_name: Mapped[str] = mapped_column(String(256))
+    metrics: Mapped[JsonDict]
+    created_at: Mapped[CreatedAt]

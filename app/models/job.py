@@ -1,0 +1,46 @@
+"""A fine-tuning job: what was asked, what was decided, where it stands, what came out."""
+
+from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.db import Row
+from app.models.columns import CreatedAt, Id, JsonDict, JsonList, Seconds
+
+
+class Job(Row):
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_project_created", "project_id", "created_at", "id"),)
+
+    id: Mapped[Id]
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    base_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
+    model: Mapped[str] = mapped_column(Text)
+    """As the client named it."""
+    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
+    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    suffix: Mapped[str | None] = mapped_column(String(64))
+    seed: Mapped[int] = mapped_column(BigInteger)
+    job_metadata: Mapped[JsonDict | None]
+    hyperparameters: Mapped[JsonDict]
+    """OpenAI's three, as shown to the client; "auto" is replaced when the job is created."""
+    plan: Mapped[JsonDict]
+    """contracts.plan.TrainingPlan, fully resolved."""
+    status: Mapped[str] = mapped_column(String(16), index=True)
+    phase: Mapped[str | None] = mapped_column(String(16))
+    stop_requested: Mapped[str | None] = mapped_column(String(8))
+    """`cancel` or `pause`: asked by the client, honoured by whoever holds the lease."""
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(Text)
+    error_param: Mapped[str | None] = mapped_column(String(64))
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    fine_tuned_model: Mapped[str | None] = mapped_column(String(256))
+    result_files: Mapped[JsonList]
+    stages: Mapped[JsonDict]
+    """Finished stages and what each handed on; a new attempt starts at the first one missing."""
+    report_key: Mapped[str | None] = mapped_column(String(256))
+    adapter_key: Mapped[str | None] = mapped_column(String(256))
+    adapter_sha256: Mapped[str | None] = mapped_column(String(64))
+    adapter_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    created_at: Mapped[CreatedAt]
+    started_at: Mapped[Seconds | None]
+    finished_at: Mapped[Seconds | None]

@@ -1,0 +1,68 @@
+"""Settings of a deployment: environment variables with the prefix UNFORGOTTEN_ (and a `.env` file)."""
+
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Every default works on one machine with nothing else installed."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="UNFORGOTTEN_", env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True
+    )
+
+    data_dir: Path = Path(".unforgotten")
+    """Folder of everything the embedded defaults keep: database, broker, files, prepared bases, working folders."""
+    database_url: str = ""
+    """SQLAlchemy URL; empty: SQLite in the data folder. PostgreSQL: postgresql+psycopg://user:password@host/name"""
+    broker_url: str = "embedded"
+    """`embedded` (a valkey-server of our own in the data folder) or redis://... / rediss://..."""
+    storage_url: str = ""
+    """Where uploads, adapters and reports lie: a URL for obstore (file:///..., s3://..., gs://..., az://...);
+    empty: a folder in the data folder."""
+    artefacts_dir: Path | None = None
+    """Prepared bases (theta_safe, safety memory, teacher states); workers on several machines need a shared file
+    system here. Default: `bases` in the data folder."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    organization: str = "unforgotten"
+    """Appears in fine-tuned model names (ft:BASE:ORGANIZATION:SUFFIX:ID) and as organization_id."""
+    max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1024)
+    """Largest upload accepted by POST /v1/files."""
+    max_line_bytes: int = Field(default=1024 * 1024, ge=1024)
+    """Longest line of a training file."""
+    min_examples: int = Field(default=10, ge=1)
+    """Fewest rows of a training file."""
+    lease_seconds: float = Field(default=60.0, gt=0.0)
+    """A worker that has not renewed its lease for so long is considered lost."""
+    heartbeat_seconds: float = Field(default=5.0, gt=0.0)
+    """How often a worker renews its lease and looks whether it should stop."""
+    sweep_seconds: float = Field(default=10.0, gt=0.0)
+    """How often expired leases are reaped and forgotten messages sent again."""
+    max_attempts: int = Field(default=3, ge=1)
+    """Attempts at one piece of work before it fails as worker_lost."""
+    stop_grace_seconds: float = Field(default=30.0, ge=0.0)
+    """How long a training process may take to stop when asked, before it is killed."""
+    worker_threads: int = Field(default=0, ge=0)
+    """CPU threads of a training process; 0: all cores."""
+    log_level: str = "INFO"
+
+    @cached_property
+    def resolved_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'unforgotten.db'}"
+
+    @cached_property
+    def resolved_storage_url(self) -> str:
+        return self.storage_url or (self.data_dir.resolve() / "storage").as_uri()
+
+    @cached_property
+    def bases_dir(self) -> Path:
+        return (self.artefacts_dir or self.data_dir / "bases").resolve()
+
+    @cached_property
+    def work_dir(self) -> Path:
+        """Scratch folders of running work, one a job; safe to delete when nothing runs."""
+        return (self.data_dir / "work").resolve()

@@ -1,0 +1,1 @@
+"""Loading models, chat template to ids, batches, generation, adapters: what training and evaluation share."""
