@@ -94,6 +94,13 @@ class SafetyBenchmark(Value):
     examples: list[PromptOutcome]
 
 
+class BenchmarkNotRun(Value):
+    """A benchmark that was asked for and has no result."""
+
+    name: str
+    reason: str
+
+
 class UtilityResult(Value):
     """How one model does on the validation file."""
 
@@ -155,6 +162,8 @@ class Report(Value):
     model: str
     created_at: int
     benchmarks: list[SafetyBenchmark]
+    benchmarks_not_run: list[BenchmarkNotRun] = Field(default_factory=list)
+    """Never left out silently: a benchmark without a result is not a benchmark without harm."""
     utility: Utility
     training: TrainingSummary
     provenance: Provenance

@@ -40,7 +40,6 @@ class JobPhase(StrEnum):
 
     TRAINING = "training"
     EVALUATING = "evaluating"
-    GATING = "gating"
     PACKAGING = "packaging"
     CANCELLING = "cancelling"
 
@@ -67,6 +66,8 @@ class WorkState(StrEnum):
 
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
+    """Given up by its holder with a checkpoint; set back to `queued` to go on."""
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"

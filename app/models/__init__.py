@@ -9,5 +9,17 @@ from app.models.fine_tuned_model import FineTunedModel
 from app.models.job import Job
 from app.models.project import Project
 from app.models.work import Work
+from app.models.worker_beat import WorkerBeat
 
-__all__ = ["ApiKey", "BaseModelRow", "Checkpoint", "Event", "File", "FineTunedModel", "Job", "Project", "Work"]
+__all__ = [
+    "ApiKey",
+    "BaseModelRow",
+    "Checkpoint",
+    "Event",
+    "File",
+    "FineTunedModel",
+    "Job",
+    "Project",
+    "Work",
+    "WorkerBeat",
+]

@@ -15,5 +15,6 @@ class Checkpoint(Row):
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     step_number: Mapped[int] = mapped_column(Integer)
     model_name: Mapped[str] = mapped_column(String(256))
+    """The checkpoint's own name: FINE-TUNED MODEL:ckpt-step-N"""
     metrics: Mapped[JsonDict]
     created_at: Mapped[CreatedAt]

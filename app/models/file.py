@@ -25,4 +25,3 @@ class File(Row):
     """contracts.datasets.FileValidation of a fine-tune file."""
     created_at: Mapped[CreatedAt]
     expires_at: Mapped[Seconds | None]
-

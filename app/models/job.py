@@ -16,8 +16,9 @@ class Job(Row):
     base_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
     model: Mapped[str] = mapped_column(Text)
     """As the client named it."""
-    training_file: Mapped[str] = mapped_column(ForeignKey("files.id"))
-    validation_file: Mapped[str | None] = mapped_column(ForeignKey("files.id"))
+    # No foreign keys: a file may be deleted once its jobs are finished, and they go on naming it.
+    training_file: Mapped[str] = mapped_column(String(64), index=True)
+    validation_file: Mapped[str | None] = mapped_column(String(64), index=True)
     suffix: Mapped[str | None] = mapped_column(String(64))
     seed: Mapped[int] = mapped_column(BigInteger)
     job_metadata: Mapped[JsonDict | None]

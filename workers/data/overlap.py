@@ -54,5 +54,7 @@ def find_overlaps(left: Sequence[str], right: Iterable[str]) -> list[Overlap]:
         for other, other_content in contents:
             union = content | other_content
             if union and len(content & other_content) / len(union) >= MAX_JACCARD:
-                found.append(Overlap(other, text, f"content words are {len(content & other_content)}/{len(union)} alike"))
+                found.append(
+                    Overlap(other, text, f"content words are {len(content & other_content)}/{len(union)} alike")
+                )
     return found

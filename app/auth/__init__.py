@@ -1,0 +1,1 @@
+"""Bearer keys: who is asking, and for which project."""

@@ -1,0 +1,99 @@
+"""Making, checking and revoking keys."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from app.auth import repository
+from app.auth.schemas import Tenant
+from app.db import Database, db_now
+from app.errors import InvalidApiKeyError
+from app.ids import new_id
+from app.models import ApiKey, Project
+
+KEY_PREFIX = "sk-unf-"
+
+
+@dataclass(frozen=True)
+class ListedKey:
+    """What may be shown of a key."""
+
+    id: str
+    project: str
+    name: str
+    hint: str
+    is_admin: bool
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+
+@dataclass(frozen=True)
+class AuthService:
+    """Keys of projects."""
+
+    database: Database
+
+    def authenticate(self, authorization: str | None) -> Tenant:
+        """The tenant of an `Authorization` header.
+
+        Raises:
+            InvalidApiKeyError: There is no key in it, or none that is good.
+        """
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise InvalidApiKeyError("No API key: send the header `Authorization: Bearer sk-unf-...`.")
+        with self.database.transaction() as session:
+            found = repository.get_live_key(session, _hash(key.strip()))
+            if found is None:
+                raise InvalidApiKeyError("This API key is not known here, expired or revoked.")
+            return Tenant(project_id=found.project_id, key_id=found.id, is_admin=found.is_admin)
+
+    def create_key(
+        self, project_name: str, *, name: str = "", expires_days: float | None = None, is_admin: bool = False
+    ) -> str:
+        """A new key of the project, which is created if it is missing. It is shown this once."""
+        key = KEY_PREFIX + secrets.token_urlsafe(32)
+        with self.database.transaction() as session:
+            project = repository.get_project_by_name(session, project_name)
+            if project is None:
+                project = Project(id=new_id("proj_"), name=project_name)
+                session.add(project)
+                session.flush()
+            session.add(
+                ApiKey(
+                    id=new_id("key_"),
+                    project_id=project.id,
+                    name=name,
+                    sha256=_hash(key),
+                    hint=key[-4:],
+                    is_admin=is_admin,
+                    expires_at=None if expires_days is None else db_now() + expires_days * 86400.0,
+                )
+            )
+        return key
+
+    def list_keys(self) -> list[ListedKey]:
+        with self.database.transaction() as session:
+            return [
+                ListedKey(
+                    id=key.id,
+                    project=project.name,
+                    name=key.name,
+                    hint=key.hint,
+                    is_admin=key.is_admin,
+                    created_at=key.created_at,
+                    expires_at=key.expires_at,
+                    revoked_at=key.revoked_at,
+                )
+                for key, project in repository.list_keys(session)
+            ]
+
+    def revoke_key(self, key_id: str) -> bool:
+        """True if there is such a key."""
+        with self.database.transaction() as session:
+            return repository.revoke_key(session, key_id)
+
+
+def _hash(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()

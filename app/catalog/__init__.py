@@ -1,0 +1,1 @@
+"""What can be asked for: base models, fine-tuned models, safety methods."""

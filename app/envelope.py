@@ -1,0 +1,99 @@
+"""What wraps every request: its id, time taken, a limit on the body, and the answer to errors nobody foresaw."""
+
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import error_body, internal_error_body
+from app.ids import new_id
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES = 1024 * 1024
+"""Largest body of a request that is not an upload."""
+API_VERSION = "2020-10-01"
+"""OpenAI's only one; clients log it."""
+
+
+class Envelope:
+    """ASGI middleware around the whole application, the framework's own error pages included.
+
+    Args:
+        unlimited_paths: Paths whose endpoints limit what they read themselves.
+    """
+
+    def __init__(self, app: ASGIApp, organization: str, unlimited_paths: frozenset[str]) -> None:
+        self._app = app
+        self._organization = organization
+        self._unlimited_paths = unlimited_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = new_id("req_")
+        started = time.monotonic()
+        status: int | None = None
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["openai-version"] = API_VERSION
+                headers["openai-organization"] = self._organization
+                headers["openai-processing-ms"] = str(round((time.monotonic() - started) * 1000))
+                headers.setdefault("x-content-type-options", "nosniff")
+            await send(message)
+
+        request_log = log.bind(request_id=request_id, method=scope["method"], path=scope["path"])
+        try:
+            await self._handle(scope, receive, send_with_headers)
+        except Exception:
+            request_log.exception("request_failed")
+            if status is not None:
+                raise  # Too late for an answer: the server cuts the connection.
+            await JSONResponse(internal_error_body(), 500)(scope, receive, send_with_headers)
+        request_log.info("request", status=status, seconds=round(time.monotonic() - started, 4))
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = None
+        if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
+            # PostgreSQL's text cannot hold it, so no identifier of ours has one.
+            refusal = 400, error_body("The URL has a NUL character.", "invalid_request_error", code="invalid_value")
+        elif not self._is_unlimited(scope):
+            length = Headers(scope=scope).get("content-length", "")
+            if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+                refusal = 413, error_body(_TOO_LARGE, "invalid_request_error", code="too_large")
+            receive = _limited(receive)
+        if refusal is not None:
+            status, body = refusal
+            await JSONResponse(body, status)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _is_unlimited(self, scope: Scope) -> bool:
+        return scope["method"] == "POST" and scope["path"].rstrip("/") in self._unlimited_paths
+
+
+_TOO_LARGE = f"The request's body is larger than {MAX_BODY_BYTES} bytes."
+
+
+def _limited(receive: Receive) -> Receive:
+    num_bytes = 0
+
+    async def receive_at_most() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > MAX_BODY_BYTES:
+            # Of this type, because the framework turns others into "there was an error parsing the body".
+            raise HTTPException(413, _TOO_LARGE)
+        return message
+
+    return receive_at_most

@@ -1,0 +1,60 @@
+"""Rows of files. An expired file is gone for everybody, though its row lies there until it is swept."""
+
+from sqlalchemy import ColumnElement, Select, delete, or_, select
+from sqlalchemy.orm import Session
+
+from app.contracts.states import FINAL_JOB_STATUSES
+from app.db import db_now
+from app.models import File, Job
+from app.pagination import Order, Page, fetch_page
+
+
+def get(session: Session, project_id: str, file_id: str) -> File | None:
+    """The project's file."""
+    return session.scalars(_live(project_id).where(File.id == file_id)).one_or_none()
+
+
+def lock(session: Session, project_id: str, file_id: str, *, shared: bool) -> File | None:
+    """The file, which nobody can delete (`shared`) or use in a new job (not `shared`) until the transaction ends."""
+    query = _live(project_id).where(File.id == file_id).with_for_update(read=shared)
+    return session.scalars(query).one_or_none()
+
+
+def list_page(
+    session: Session, project_id: str, *, purpose: str | None, after: str | None, limit: int, order: Order
+) -> Page[File]:
+    """Files in the order of their making."""
+    query = _live(project_id)
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    sort_by = (File.created_at, File.id)
+    return fetch_page(session, query, sort_by, identity=File.id, after=after, limit=limit, order=order)
+
+
+def unfinished_job_of(session: Session, file_id: str) -> Job | None:
+    """A job that still needs the file."""
+    query = select(Job).where(_uses(file_id), Job.status.not_in(FINAL_JOB_STATUSES)).limit(1)
+    return session.scalars(query).one_or_none()
+
+
+def delete_expired(session: Session, *, limit: int = 100) -> list[str]:
+    """Deletes rows of expired files that no unfinished job needs; returns their storage keys, whose objects the
+    caller deletes once the transaction is committed."""
+    needed = (
+        select(Job.id)
+        .where(or_(Job.training_file == File.id, Job.validation_file == File.id), Job.status.not_in(FINAL_JOB_STATUSES))
+        .exists()
+    )
+    query = select(File).where(File.expires_at <= db_now(), ~needed).order_by(File.expires_at).limit(limit)
+    expired = list(session.scalars(query.with_for_update()))
+    if expired:
+        session.execute(delete(File).where(File.id.in_([file.id for file in expired])))
+    return [file.storage_key for file in expired]
+
+
+def _live(project_id: str) -> Select[File]:
+    return select(File).where(File.project_id == project_id, or_(File.expires_at.is_(None), File.expires_at > db_now()))
+
+
+def _uses(file_id: str) -> ColumnElement[bool]:
+    return or_(Job.training_file == file_id, Job.validation_file == file_id)

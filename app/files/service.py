@@ -1,0 +1,137 @@
+"""What can be done with files."""
+
+from dataclasses import dataclass
+
+import structlog
+from starlette.datastructures import Headers
+
+from app.auth.schemas import Tenant
+from app.contracts.datasets import FileValidation
+from app.db import Database
+from app.downloads import StoredObject
+from app.errors import InvalidRequestError, NotFoundError
+from app.files import repository
+from app.files.schemas import FileDeleted, FileList, FileObject
+from app.files.upload import ReceivedFile, UploadLimits, UploadReceiver
+from app.ids import new_id
+from app.models import File
+from app.pagination import Order
+from app.storage import ObjectStorage, file_key
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """An upload on its way: the id it will have, and who receives it."""
+
+    file_id: str
+    receiver: UploadReceiver
+
+
+@dataclass(frozen=True)
+class FileService:
+    """Files of projects: rows in the database, bytes in the store."""
+
+    database: Database
+    storage: ObjectStorage
+    limits: UploadLimits
+
+    def begin_upload(self, headers: Headers) -> Upload:
+        """Raises ServiceError for what the headers alone show to be wrong."""
+        file_id = new_id("file-")
+        return Upload(file_id, UploadReceiver(headers, self.storage, file_key(file_id), self.limits))
+
+    def finish_upload(self, tenant: Tenant, upload: Upload) -> FileObject:
+        """Stores object and row, or neither."""
+        received = upload.receiver.finish()
+        key = file_key(upload.file_id)
+        try:
+            with self.database.transaction() as session:
+                row = _new_row(upload.file_id, tenant, received)
+                session.add(row)
+                session.flush()
+                if received.expires_after_seconds is not None:
+                    row.expires_at = row.created_at + received.expires_after_seconds
+                return FileObject.from_row(row)
+        except BaseException:
+            self.storage.delete(key)
+            raise
+
+    def list(self, tenant: Tenant, *, purpose: str | None, after: str | None, limit: int, order: Order) -> FileList:
+        with self.database.transaction() as session:
+            page = repository.list_page(
+                session, tenant.project_id, purpose=purpose, after=after, limit=limit, order=order
+            )
+        data = [FileObject.from_row(row) for row in page.items]
+        return FileList(
+            data=data,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+            has_more=page.has_more,
+        )
+
+    def get(self, tenant: Tenant, file_id: str) -> FileObject:
+        return FileObject.from_row(self._row(tenant, file_id))
+
+    def delete(self, tenant: Tenant, file_id: str) -> FileDeleted:
+        """Raises InvalidRequestError while an unfinished job needs the file."""
+        with self.database.transaction() as session:
+            row = repository.lock(session, tenant.project_id, file_id, shared=False)
+            if row is None:
+                raise _missing(file_id)
+            job = repository.unfinished_job_of(session, file_id)
+            if job is not None:
+                what = f"The file is used by {job.id}, which is {job.status}. Cancel the job or wait for its end."
+                raise InvalidRequestError(what, param="file_id", code="file_in_use")
+            session.delete(row)
+        # After the commit: an object without a row is only waste, a row without its object would be a broken file.
+        self.storage.delete(row.storage_key)
+        return FileDeleted(id=file_id)
+
+    def content(self, tenant: Tenant, file_id: str) -> StoredObject:
+        row = self._row(tenant, file_id)
+        media_type = "text/csv; charset=utf-8" if row.purpose == "fine-tune-results" else "application/jsonl"
+        return StoredObject(row.storage_key, row.bytes, row.sha256, row.filename, media_type)
+
+    def validation(self, tenant: Tenant, file_id: str) -> FileValidation:
+        row = self._row(tenant, file_id)
+        if row.validation is None:
+            raise NotFoundError(f"{file_id} is not a training file, so there is no validation of it.")
+        return FileValidation.model_validate(row.validation)
+
+    def sweep_expired(self) -> int:
+        """Deletes files whose time is over; how many."""
+        with self.database.transaction() as session:
+            keys = repository.delete_expired(session)
+        for key in keys:
+            self.storage.delete(key)
+        return len(keys)
+
+    def _row(self, tenant: Tenant, file_id: str) -> File:
+        with self.database.transaction() as session:
+            row = repository.get(session, tenant.project_id, file_id)
+        if row is None:
+            raise _missing(file_id)
+        return row
+
+
+def _missing(file_id: str) -> NotFoundError:
+    return NotFoundError(f"No such File object: {file_id}", param="id")
+
+
+def _new_row(file_id: str, tenant: Tenant, received: ReceivedFile) -> File:
+    statistics, num_warnings = received.validation.statistics, received.validation.num_warnings
+    details = f"{statistics.num_rows} examples, {num_warnings} warning{'' if num_warnings == 1 else 's'}"
+    return File(
+        id=file_id,
+        project_id=tenant.project_id,
+        filename=received.filename,
+        purpose=received.purpose,
+        bytes=received.num_bytes,
+        sha256=received.sha256,
+        storage_key=file_key(file_id),
+        status="processed",
+        status_details=details,
+        validation=received.validation.model_dump(mode="json"),
+    )

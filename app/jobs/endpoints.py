@@ -1,0 +1,75 @@
+"""POST /v1/fine_tuning/jobs and what else can be done with jobs."""
+
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from app.dependencies import ServicesDep, TenantDep
+from app.errors import InvalidRequestError
+from app.jobs.schemas import CheckpointList, EventObject, JobCreate, JobObject, ListOf
+from app.pagination import After
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
+
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+_METADATA_FILTER = re.compile(r'metadata\[([^"\\\x00-\x1f]{1,64})\]')
+
+
+@router.post("")
+def create_job(body: JobCreate, tenant: TenantDep, services: ServicesDep) -> JobObject:
+    """Starts a fine-tuning job. Beside OpenAI's parameters there is `safety`: {"method", "hyperparameters"}."""
+    return services.jobs.create(tenant, body)
+
+
+@router.get("")
+def list_jobs(
+    request: Request, tenant: TenantDep, services: ServicesDep, after: After = None, limit: Limit = 20
+) -> ListOf[JobObject]:
+    """The project's jobs, the newest first; `metadata[key]=value` filters, `metadata=null` finds those without."""
+    return services.jobs.list(tenant, metadata=_metadata_filter(request), after=after, limit=limit)
+
+
+@router.get("/{job_id}")
+def get_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
+    """One job."""
+    return services.jobs.get(tenant, job_id)
+
+
+@router.post("/{job_id}/cancel")
+def cancel_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
+    """Cancels a job. The answer is the truth: a job whose worker has not stopped yet is still running, with the
+    phase `cancelling`."""
+    return services.jobs.cancel(tenant, job_id)
+
+
+@router.get("/{job_id}/events")
+def list_events(
+    job_id: str, tenant: TenantDep, services: ServicesDep, after: After = None, limit: Limit = 20
+) -> ListOf[EventObject]:
+    """What happened in a job, the newest first."""
+    return services.jobs.events(tenant, job_id, after=after, limit=limit)
+
+
+@router.get("/{job_id}/checkpoints")
+def list_checkpoints(
+    job_id: str, tenant: TenantDep, services: ServicesDep, after: After = None, limit: Limit = 10
+) -> CheckpointList:
+    """Points of a job's training run, the latest first."""
+    return services.jobs.checkpoints(tenant, job_id, after=after, limit=limit)
+
+
+def _metadata_filter(request: Request) -> dict[str, str] | None:
+    """OpenAI's deep-object query, which the framework does not know."""
+    wanted: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name == "metadata" and value == "null":
+            return {}
+        if not name.startswith("metadata"):
+            continue
+        match = _METADATA_FILTER.fullmatch(name)
+        if match is None:
+            raise InvalidRequestError("Filter with metadata[key]=value.", param=name[:80])
+        wanted[match.group(1)] = value
+    return wanted or None

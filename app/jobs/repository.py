@@ -1,0 +1,92 @@
+"""Rows of jobs, their events and checkpoints."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import CursorResult, select, update
+from sqlalchemy.orm import Session
+
+from app.contracts.states import FINAL_JOB_STATUSES, JobStatus, WorkKind, WorkState
+from app.db import db_now
+from app.ids import new_id
+from app.models import Checkpoint, Event, Job, Work
+from app.pagination import Page, fetch_page
+
+
+def get(session: Session, project_id: str, job_id: str) -> Job | None:
+    """The project's job."""
+    return session.scalars(select(Job).where(Job.id == job_id, Job.project_id == project_id)).one_or_none()
+
+
+def list_page(
+    session: Session, project_id: str, *, metadata: Mapping[str, str] | None, after: str | None, limit: int
+) -> Page[Job]:
+    """`metadata` filters by equal values; None does not filter, an empty mapping finds jobs without metadata."""
+    query = select(Job).where(Job.project_id == project_id)
+    if metadata is not None and not metadata:
+        query = query.where(Job.job_metadata.is_(None))
+    for key, value in (metadata or {}).items():
+        query = query.where(Job.job_metadata[key].as_string() == value)
+    return fetch_page(session, query, (Job.created_at, Job.id), identity=Job.id, after=after, limit=limit)
+
+
+def events_page(session: Session, job_id: str, *, after: str | None, limit: int) -> Page[Event]:
+    """The newest first."""
+    query = select(Event).where(Event.job_id == job_id)
+    return fetch_page(session, query, (Event.seq,), identity=Event.id, after=after, limit=limit)
+
+
+def checkpoints_page(session: Session, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:
+    """The latest first."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id)
+    return fetch_page(session, query, (Checkpoint.step_number,), identity=Checkpoint.id, after=after, limit=limit)
+
+
+def add_event(
+    session: Session,
+    job_id: str,
+    message: str,
+    *,
+    level: str = "info",
+    kind: str = "message",
+    data: dict[str, Any] | None = None,
+) -> None:
+    """Appends to the job's events."""
+    session.add(Event(id=new_id("ftevent-"), job_id=job_id, level=level, type=kind, message=message, data=data))
+    # One by one: the order within a flush is the order of events.
+    session.flush()
+
+
+def cancel_waiting_work(session: Session, job_id: str) -> bool:
+    """Takes the job's work from the queue; False if somebody holds it (or nothing is queued)."""
+    query = (
+        update(Work)
+        .where(Work.subject_id == job_id, Work.kind == WorkKind.FINE_TUNING_JOB, Work.state == WorkState.QUEUED)
+        .values(state=WorkState.CANCELLED, finished_at=db_now())
+    )
+    return _num_rows(session.execute(query)) > 0
+
+
+def cancel_now(session: Session, job_id: str) -> bool:
+    """Ends a job that nobody works on; False if it is final already."""
+    query = (
+        update(Job)
+        .where(Job.id == job_id, Job.status.not_in(FINAL_JOB_STATUSES))
+        .values(status=JobStatus.CANCELLED, phase=None, stop_requested="cancel", finished_at=db_now())
+    )
+    return _num_rows(session.execute(query)) > 0
+
+
+def request_cancel(session: Session, job_id: str) -> bool:
+    """Asks whoever holds the job to stop; False if it is final, or was asked before."""
+    query = (
+        update(Job)
+        .where(Job.id == job_id, Job.status.not_in(FINAL_JOB_STATUSES), Job.stop_requested.is_distinct_from("cancel"))
+        .values(stop_requested="cancel")
+    )
+    return _num_rows(session.execute(query)) > 0
+
+
+def _num_rows(result: Any) -> int:
+    assert isinstance(result, CursorResult)
+    return result.rowcount

@@ -1,0 +1,244 @@
+"""Bodies of requests and responses about fine-tuning jobs: OpenAI's, plus `safety`, `phase` and `plan`."""
+
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
+
+from app.contracts.states import JobStatus
+from app.models import Checkpoint, Event, Job
+
+T = TypeVar("T")
+
+
+def _none_if_auto(value: object) -> object:
+    return None if value == "auto" else value
+
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("the character NUL is not allowed")
+    return text
+
+
+def _auto_or(schema: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"const": "auto"}, schema], "default": "auto"})
+
+
+Text = Annotated[str, StringConstraints(strict=True, max_length=256), AfterValidator(_storable)]
+Auto = BeforeValidator(_none_if_auto)
+BatchSize = Annotated[
+    Annotated[int, Field(strict=True, ge=1, le=256)] | None,
+    Auto,
+    _auto_or({"type": "integer", "minimum": 1, "maximum": 256}),
+]
+Multiplier = Annotated[
+    Annotated[float, Field(strict=True, gt=0.0, allow_inf_nan=False)] | None,
+    Auto,
+    _auto_or({"type": "number", "exclusiveMinimum": 0}),
+]
+NumEpochs = Annotated[
+    Annotated[int, Field(strict=True, ge=1, le=50)] | None,
+    Auto,
+    _auto_or({"type": "integer", "minimum": 1, "maximum": 50}),
+]
+MetadataKey = Annotated[
+    # SQLite cannot look for a key that has a quote or a backslash in it.
+    str,
+    StringConstraints(strict=True, min_length=1, max_length=64, pattern=r'^[^"\\\x00-\x1f]*$'),
+]
+MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=512), AfterValidator(_storable)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+Suffix = Annotated[
+    str, StringConstraints(strict=True, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+]
+
+
+class RequestBody(BaseModel):
+    """Unknown parameters are refused: nothing is accepted and ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Hyperparameters(RequestBody):
+    """OpenAI's three; None stands for "auto"."""
+
+    batch_size: BatchSize = None
+    learning_rate_multiplier: Multiplier = None
+    n_epochs: NumEpochs = None
+
+
+class SupervisedMethod(RequestBody):
+    """Where newer clients put the hyperparameters."""
+
+    hyperparameters: Hyperparameters | None = None
+
+
+class Method(RequestBody):
+    """Only `supervised` is done here; the others are known so that they can be refused with a reason."""
+
+    type: Literal["supervised", "dpo", "reinforcement"]
+    supervised: SupervisedMethod | None = None
+    dpo: dict[str, Any] | None = None
+    reinforcement: dict[str, Any] | None = None
+
+
+class SafetyRequest(RequestBody):
+    """How the model's safety is to be kept; `GET /v1/safety/methods` lists methods and their settings."""
+
+    method: Text
+    hyperparameters: dict[str, Any] = {}
+
+
+class JobCreate(RequestBody):
+    """Body of POST /v1/fine_tuning/jobs."""
+
+    model: Text
+    training_file: Text
+    validation_file: Text | None = None
+    suffix: Suffix | None = None
+    seed: Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)] | None = None
+    metadata: Metadata | None = None
+    integrations: list[Any] | None = None
+    hyperparameters: Hyperparameters | None = None
+    method: Method | None = None
+    safety: SafetyRequest | None = None
+
+
+class JobError(BaseModel):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None
+
+
+class JobObject(BaseModel):
+    """OpenAI's job object and our additions."""
+
+    id: str
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    finished_at: int | None
+    model: str
+    fine_tuned_model: str | None
+    organization_id: str
+    status: str
+    hyperparameters: dict[str, Any]
+    method: dict[str, Any]
+    training_file: str
+    validation_file: str | None
+    result_files: list[str]
+    trained_tokens: int | None
+    error: JobError | None
+    seed: int
+    estimated_finish: int | None = None
+    integrations: list[Any] = []
+    metadata: dict[str, str] | None
+    user_provided_suffix: str | None
+    phase: str | None
+    """Where inside `running` the job is; `cancelling` once that was asked for."""
+    safety: dict[str, Any]
+    """The method with every setting, as it is applied."""
+    plan: dict[str, Any]
+    """What is trained, with every "auto" resolved."""
+    adapter: dict[str, Any] | None
+    """Size and checksum of the finished adapter."""
+
+    @classmethod
+    def from_row(cls, row: Job, organization: str) -> Self:
+        settings = dict(row.plan["method"])
+        is_final = JobStatus(row.status).is_final
+        phase = "cancelling" if row.stop_requested == "cancel" and not is_final else row.phase
+        adapter = None
+        if row.status == JobStatus.SUCCEEDED and row.adapter_key is not None:
+            adapter = {"bytes": row.adapter_bytes, "sha256": row.adapter_sha256}
+        return cls(
+            id=row.id,
+            created_at=int(row.created_at),
+            finished_at=None if row.finished_at is None else int(row.finished_at),
+            model=row.model,
+            fine_tuned_model=row.fine_tuned_model,
+            organization_id=organization,
+            status=row.status,
+            hyperparameters=row.hyperparameters,
+            method={"type": "supervised", "supervised": {"hyperparameters": row.hyperparameters}},
+            training_file=row.training_file,
+            validation_file=row.validation_file,
+            result_files=row.result_files,
+            trained_tokens=row.trained_tokens,
+            error=_error(row),
+            seed=row.seed,
+            metadata=row.job_metadata,
+            user_provided_suffix=row.suffix,
+            phase=None if is_final else phase,
+            safety={"method": settings.pop("name"), "hyperparameters": settings},
+            plan=row.plan,
+            adapter=adapter,
+        )
+
+
+class EventObject(BaseModel):
+    """Something that happened in a job."""
+
+    id: str
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: str
+    message: str
+    type: str
+    data: dict[str, Any] | None
+
+    @classmethod
+    def from_row(cls, row: Event) -> Self:
+        return cls(
+            id=row.id,
+            created_at=int(row.created_at),
+            level=row.level,
+            message=row.message,
+            type=row.type,
+            data=row.data,
+        )
+
+
+class CheckpointObject(BaseModel):
+    """A point of a training run."""
+
+    id: str
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    step_number: int
+    fine_tuning_job_id: str
+    metrics: dict[str, Any]
+
+    @classmethod
+    def from_row(cls, row: Checkpoint) -> Self:
+        return cls(
+            id=row.id,
+            created_at=int(row.created_at),
+            fine_tuned_model_checkpoint=row.model_name,
+            step_number=row.step_number,
+            fine_tuning_job_id=row.job_id,
+            metrics=row.metrics,
+        )
+
+
+class ListOf(BaseModel, Generic[T]):
+    """A page of objects."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool
+
+
+class CheckpointList(ListOf[CheckpointObject]):
+    """A page of checkpoints."""
+
+    first_id: str | None
+    last_id: str | None
+
+
+def _error(row: Job) -> JobError | None:
+    if row.error_code is None:
+        return None
+    return JobError(code=row.error_code, message=row.error_message or "", param=row.error_param)

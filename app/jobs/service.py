@@ -1,0 +1,171 @@
+"""What can be done with fine-tuning jobs."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from app.auth.schemas import Tenant
+from app.catalog import repository as catalog
+from app.contracts.bases import TrainingDefaults
+from app.contracts.states import BaseStatus, FailureCode, JobStatus, WorkKind
+from app.db import Database
+from app.errors import InvalidRequestError, NotFoundError, UnsupportedError
+from app.files import repository as files
+from app.ids import new_id
+from app.jobs import repository
+from app.jobs.planning import resolve_plan
+from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
+from app.models import BaseModelRow, Job
+from app.queue import Publisher, enqueue
+
+
+@dataclass(frozen=True)
+class JobService:
+    """Jobs of projects."""
+
+    database: Database
+    publisher: Publisher
+    organization: str
+    max_attempts: int
+    cancel_wait_seconds: float = 5.0
+    """How long a cancellation waits for a worker to let go before it answers with the state as it is."""
+    poll_seconds: float = 0.2
+
+    def create(self, tenant: Tenant, request: JobCreate) -> JobObject:
+        """Row, events and work in one transaction; the workers are told after it.
+
+        Raises:
+            InvalidRequestError: A parameter cannot be honoured.
+            NotFoundError: There is no such model.
+        """
+        with self.database.transaction() as session:
+            base = self._ready_base(session, tenant, request.model)
+            plan, shown = resolve_plan(request, TrainingDefaults.model_validate(base.training_defaults))
+            self._check_file(session, tenant, request.training_file, "training_file")
+            if request.validation_file is not None:
+                self._check_file(session, tenant, request.validation_file, "validation_file")
+            job = Job(
+                id=new_id("ftjob-"),
+                project_id=tenant.project_id,
+                base_id=base.id,
+                model=request.model,
+                training_file=request.training_file,
+                validation_file=request.validation_file,
+                suffix=request.suffix,
+                seed=plan.seed,
+                job_metadata=request.metadata,
+                hyperparameters=shown,
+                plan=plan.model_dump(mode="json"),
+                status=JobStatus.QUEUED,
+                result_files=[],
+                stages={},
+            )
+            session.add(job)
+            session.flush()
+            repository.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
+            repository.add_event(session, job.id, f"Validating training file: {job.training_file}")
+            repository.add_event(session, job.id, "Files validated, moving job to queued state")
+            enqueue(session, self.publisher, WorkKind.FINE_TUNING_JOB, job.id, max_attempts=self.max_attempts)
+            return JobObject.from_row(job, self.organization)
+
+    def list(
+        self, tenant: Tenant, *, metadata: Mapping[str, str] | None, after: str | None, limit: int
+    ) -> ListOf[JobObject]:
+        with self.database.transaction() as session:
+            page = repository.list_page(session, tenant.project_id, metadata=metadata, after=after, limit=limit)
+        data = [JobObject.from_row(job, self.organization) for job in page.items]
+        return ListOf[JobObject](data=data, has_more=page.has_more)
+
+    def get(self, tenant: Tenant, job_id: str) -> JobObject:
+        with self.database.transaction() as session:
+            return JobObject.from_row(get_job(session, tenant, job_id), self.organization)
+
+    def cancel(self, tenant: Tenant, job_id: str) -> JobObject:
+        """Cancels at once what nobody works on; asks a worker to stop otherwise, and waits a little for it.
+
+        Raises:
+            InvalidRequestError: The job has ended in another way.
+        """
+        with self.database.transaction() as session:
+            job = get_job(session, tenant, job_id)
+            if job.status == JobStatus.CANCELLED:
+                return JobObject.from_row(job, self.organization)
+            if JobStatus(job.status).is_final:
+                raise _finished(job)
+            # Work before job, as workers do when they claim: the other order could deadlock with them.
+            is_waiting = repository.cancel_waiting_work(session, job_id) or job.status == JobStatus.PAUSED
+            if is_waiting and repository.cancel_now(session, job_id):
+                repository.add_event(session, job_id, "Fine-tuning job cancelled")
+            elif repository.request_cancel(session, job_id):
+                repository.add_event(session, job_id, "Cancellation requested, stopping the worker")
+        return self._await_end(tenant, job_id)
+
+    def events(self, tenant: Tenant, job_id: str, *, after: str | None, limit: int) -> ListOf[EventObject]:
+        with self.database.transaction() as session:
+            job = get_job(session, tenant, job_id)
+            page = repository.events_page(session, job.id, after=after, limit=limit)
+        data = [EventObject.from_row(event) for event in page.items]
+        return ListOf[EventObject](data=data, has_more=page.has_more)
+
+    def checkpoints(self, tenant: Tenant, job_id: str, *, after: str | None, limit: int) -> CheckpointList:
+        with self.database.transaction() as session:
+            job = get_job(session, tenant, job_id)
+            page = repository.checkpoints_page(session, job.id, after=after, limit=limit)
+        data = [CheckpointObject.from_row(checkpoint) for checkpoint in page.items]
+        return CheckpointList(
+            data=data,
+            has_more=page.has_more,
+            first_id=data[0].id if data else None,
+            last_id=data[-1].id if data else None,
+        )
+
+    def _await_end(self, tenant: Tenant, job_id: str) -> JobObject:
+        deadline = time.monotonic() + self.cancel_wait_seconds
+        while True:
+            with self.database.transaction() as session:
+                job = get_job(session, tenant, job_id)
+            if job.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+                raise _finished(job)
+            if job.status == JobStatus.CANCELLED or time.monotonic() >= deadline:
+                return JobObject.from_row(job, self.organization)
+            time.sleep(self.poll_seconds)
+
+    def _ready_base(self, session: Session, tenant: Tenant, model: str) -> BaseModelRow:
+        base = catalog.get_base(session, model)
+        if base is None:
+            if catalog.get_fine_tuned(session, tenant.project_id, model) is not None:
+                what = "Training a fine-tuned model further is not supported: name its base model."
+                raise UnsupportedError(what, param="model")
+            raise NotFoundError(f"The model `{model}` does not exist.", param="model", code="model_not_found")
+        if base.status != BaseStatus.READY:
+            what = f"The model `{model}` is not ready, it is {base.status}. Try again once it is prepared."
+            raise InvalidRequestError(what, param="model", code=FailureCode.BASE_NOT_READY)
+        return base
+
+    def _check_file(self, session: Session, tenant: Tenant, file_id: str, param: str) -> None:
+        # Locked, so that it cannot be deleted before the job is there.
+        file = files.lock(session, tenant.project_id, file_id, shared=True)
+        if file is None:
+            raise InvalidRequestError(f"Invalid {param}: there is no file {file_id}.", param=param, code="invalid_file")
+        if file.purpose != "fine-tune":
+            what = f"Invalid {param}: {file_id} has the purpose {file.purpose}, not fine-tune."
+            raise InvalidRequestError(what, param=param, code="invalid_file")
+
+
+def get_job(session: Session, tenant: Tenant, job_id: str) -> Job:
+    """The tenant's job.
+
+    Raises:
+        NotFoundError: The project has none with this id.
+    """
+    job = repository.get(session, tenant.project_id, job_id)
+    if job is None:
+        raise NotFoundError(f"Could not find fine tune: {job_id}", param="fine_tuning_job_id")
+    return job
+
+
+def _finished(job: Job) -> InvalidRequestError:
+    what = f"The job has {job.status} already, so it cannot be cancelled."
+    return InvalidRequestError(what, param="fine_tuning_job_id", code="job_finished")

@@ -1,0 +1,119 @@
+"""The HTTP application. `create_app` takes its parts; `app` makes them from the settings, for `uvicorn --factory`."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+
+import app.adapters.endpoints
+import app.catalog.endpoints
+import app.files.endpoints
+import app.health.endpoints
+import app.jobs.endpoints
+import app.reports.endpoints
+from app.adapters.service import AdapterService
+from app.auth.service import AuthService
+from app.broker import resolved_broker_url
+from app.catalog.service import CatalogService
+from app.db import Database
+from app.dependencies import Services
+from app.envelope import Envelope
+from app.errors import install_error_handlers
+from app.files.service import FileService
+from app.files.upload import UploadLimits
+from app.health.service import HealthService
+from app.jobs.service import JobService
+from app.logs import configure_logs
+from app.queue import LatePublisher, Publisher
+from app.reports.service import ReportService
+from app.schema import ensure_schema
+from app.settings import Settings
+from app.storage import ObjectStorage
+
+_ROUTERS: tuple[APIRouter, ...] = (
+    app.files.endpoints.router,
+    app.jobs.endpoints.router,
+    app.reports.endpoints.router,
+    app.adapters.endpoints.router,
+    app.catalog.endpoints.router,
+    app.health.endpoints.router,
+)
+# Endpoints that stream their body and limit it themselves.
+_STREAMED = frozenset({"/v1/files"})
+_BEATS_BEFORE_GONE = 6.0
+
+
+def build_services(
+    settings: Settings,
+    database: Database,
+    storage: ObjectStorage,
+    publisher: Publisher,
+    *,
+    cancel_wait_seconds: float = 5.0,
+) -> Services:
+    """Every feature's service on the given parts."""
+    limits = UploadLimits(settings.max_file_bytes, settings.max_line_bytes, settings.min_examples)
+    worker_seconds = max(30.0, _BEATS_BEFORE_GONE * settings.heartbeat_seconds)
+    return Services(
+        auth=AuthService(database),
+        files=FileService(database, storage, limits),
+        jobs=JobService(
+            database,
+            publisher,
+            settings.organization,
+            settings.max_attempts,
+            cancel_wait_seconds=cancel_wait_seconds,
+        ),
+        catalog=CatalogService(database, settings.organization),
+        reports=ReportService(database, storage),
+        adapters=AdapterService(database, storage),
+        health=HealthService(database, storage, publisher, worker_seconds),
+    )
+
+
+def create_app(
+    settings: Settings,
+    *,
+    database: Database,
+    storage: ObjectStorage,
+    publisher: Publisher,
+    cancel_wait_seconds: float = 5.0,
+) -> FastAPI:
+    """The application on the given parts; it closes the database's connections when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        database.dispose()
+
+    api = FastAPI(
+        title="Unforgotten",
+        version=version("unforgotten"),
+        description="Fine-tuning as a service that keeps a model's safety alignment, with OpenAI's API.",
+        lifespan=lifespan,
+    )
+    api.state.services = build_services(settings, database, storage, publisher, cancel_wait_seconds=cancel_wait_seconds)
+    for router in _ROUTERS:
+        api.include_router(router)
+    install_error_handlers(api)
+    api.add_middleware(Envelope, organization=settings.organization, unlimited_paths=_STREAMED)
+    return api
+
+
+def load() -> FastAPI:
+    """The application as the environment describes it: `uvicorn --factory app.main:load`.
+
+    Raises:
+        NotMigratedError: The database needs `unforgotten db upgrade` first.
+    """
+    settings = Settings()
+    configure_logs(settings.log_level)
+    database = Database(settings.resolved_database_url)
+    ensure_schema(database)
+    return create_app(
+        settings,
+        database=database,
+        storage=ObjectStorage(settings.resolved_storage_url),
+        publisher=LatePublisher(lambda: resolved_broker_url(settings)),
+    )

@@ -1,0 +1,58 @@
+"""Pages by keyset: `after` names the last item seen, so that new items never shift a page."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from fastapi import Query
+from sqlalchemy import Select, and_, or_
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from app.errors import InvalidRequestError
+
+T = TypeVar("T")
+Order = Literal["asc", "desc"]
+After = Annotated[str | None, Query(max_length=256, description="Id of the last item of the page before.")]
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """Some items in order, and whether more follow."""
+
+    items: list[T]
+    has_more: bool
+
+
+def fetch_page(
+    session: Session,
+    query: Select[T],
+    sort_by: tuple[InstrumentedAttribute[Any], ...],
+    *,
+    identity: InstrumentedAttribute[str],
+    after: str | None,
+    limit: int,
+    order: Order = "desc",
+) -> Page[T]:
+    """A page of `query`, which already holds every filter. `sort_by` is a total order, the most significant column
+    first, e.g. (created_at, id); `identity` is the column that `after` is a value of.
+
+    Raises:
+        InvalidRequestError: `after` is not among the rows that `query` selects.
+    """
+    if after is not None:
+        place = session.execute(query.with_only_columns(*sort_by).where(identity == after)).first()
+        if place is None:
+            raise InvalidRequestError(f"No item {after!r} to continue after.", param="after")
+        query = query.where(_beyond(sort_by, tuple(place), order))
+    query = query.order_by(*(column.asc() if order == "asc" else column.desc() for column in sort_by))
+    found = list(session.scalars(query.limit(limit + 1)))
+    return Page(found[:limit], has_more=len(found) > limit)
+
+
+def _beyond(columns: tuple[InstrumentedAttribute[Any], ...], place: tuple[Any, ...], order: Order) -> Any:
+    """(a, b) > (x, y), spelled out: row values compare the same on both databases only when they are equal types."""
+    alternatives = []
+    for index, column in enumerate(columns):
+        equal = [columns[i] == place[i] for i in range(index)]
+        step = column > place[index] if order == "asc" else column < place[index]
+        alternatives.append(and_(*equal, step))
+    return or_(*alternatives)

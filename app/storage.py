@@ -1,0 +1,163 @@
+"""Stored bytes: uploads, adapters, reports. A thin layer over obstore, so that a folder, S3, GCS and Azure are alike.
+
+Keys are made here and never hold anything that a client named. An object appears whole or not at all: a local file is
+written beside its place and renamed, and the clouds do the same by themselves.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import obstore
+from obstore.store import from_url
+
+from app.ids import new_id
+
+PART_BYTES = 8 * 1024 * 1024
+"""Held in memory while an object is written. Clouds take at most 10,000 parts of an object: 80 GB."""
+CHUNK_BYTES = 256 * 1024
+
+
+class ObjectNotFoundError(FileNotFoundError):
+    """There is no object under the key."""
+
+
+def file_key(file_id: str) -> str:
+    """Where an uploaded or produced file lies."""
+    return f"files/{file_id}"
+
+
+def job_key(job_id: str, attempt_token: str, name: str) -> str:
+    """Where an attempt at a job puts what it made. Attempts never share keys: one that lost its lease cannot
+    overwrite what its successor stored."""
+    return f"jobs/{job_id}/{attempt_token}/{name}"
+
+
+class ObjectWriter:
+    """An object being written. It exists once `publish` returned; leaving the `with` block before drops it.
+
+    On a cloud a dropped object may leave parts behind that cannot be seen; give the bucket a rule that ends
+    incomplete multipart uploads.
+    """
+
+    def __init__(self, store: obstore.store.ObjectStore, key: str) -> None:
+        self._writer = obstore.open_writer(store, key, buffer_size=PART_BYTES, max_concurrency=2)
+        self._is_open = True
+
+    def write(self, data: bytes) -> None:
+        self._writer.write(data)
+
+    def publish(self) -> None:
+        self._is_open = False
+        self._writer.close()
+
+    def drop(self) -> None:
+        """Throws away what was written; does nothing after `publish`."""
+        if self._is_open:
+            self._is_open = False
+            # obstore removes an unfinished object when its writer goes away; closing it would publish.
+            del self._writer
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.drop()
+
+
+class ObjectStorage:
+    """Opens the store that a URL names (file:///..., s3://..., gs://..., az://..., memory:///)."""
+
+    def __init__(self, url: str) -> None:
+        # Only a local folder knows the option, and it must be there before the first object is.
+        options = {"mkdir": True, "automatic_cleanup": True} if url.startswith("file:") else {}
+        self._store = from_url(url, **options)
+
+    def open_writer(self, key: str) -> ObjectWriter:
+        return ObjectWriter(self._store, key)
+
+    def put(self, key: str, data: bytes) -> None:
+        obstore.put(self._store, key, data)
+
+    def put_file(self, key: str, path: Path) -> None:
+        with path.open("rb") as source, self.open_writer(key) as writer:
+            while chunk := source.read(CHUNK_BYTES):
+                writer.write(chunk)
+            writer.publish()
+
+    def get(self, key: str) -> bytes:
+        """The whole object; for small ones.
+
+        Raises:
+            ObjectNotFoundError: There is none.
+        """
+        return b"".join(self.stream(key))
+
+    def stream(self, key: str, *, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """The object's bytes from `start` up to, not including, `end`. It is opened before this returns.
+
+        Raises:
+            ObjectNotFoundError: There is none.
+        """
+        options: obstore.GetOptions = {}
+        if end is not None:
+            options = {"range": (start, end)}
+        elif start:
+            options = {"range": {"offset": start}}
+        try:
+            found = obstore.get(self._store, key, options=options)
+        except FileNotFoundError as error:
+            raise ObjectNotFoundError(key) from error
+        return (bytes(chunk) for chunk in found.stream(min_chunk_size=CHUNK_BYTES))
+
+    def get_file(self, key: str, path: Path) -> None:
+        """Copies an object to a local file.
+
+        Raises:
+            ObjectNotFoundError: There is none.
+        """
+        chunks = self.stream(key)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as target:
+            for chunk in chunks:
+                target.write(chunk)
+        shutil.move(partial, path)
+
+    def size(self, key: str) -> int:
+        """Bytes of an object.
+
+        Raises:
+            ObjectNotFoundError: There is none.
+        """
+        try:
+            return int(obstore.head(self._store, key)["size"])
+        except FileNotFoundError as error:
+            raise ObjectNotFoundError(key) from error
+
+    def exists(self, key: str) -> bool:
+        try:
+            obstore.head(self._store, key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, key: str) -> None:
+        """Deletes an object; fine if there is none."""
+        try:
+            obstore.delete(self._store, key)
+        except FileNotFoundError:
+            return
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Every key under a prefix: for tests and housekeeping."""
+        return [item["path"] for batch in obstore.list(self._store, prefix or None) for item in batch]
+
+    def check_writable(self) -> None:
+        """Writes and deletes a small object; raises what the store raises when that fails."""
+        key = new_id("health/")
+        self.put(key, b"ok")
+        self.delete(key)

@@ -1,0 +1,115 @@
+"""A child that speaks the protocol and trains nothing: `fake_child.py SCENARIO WORK_FOLDER`."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def send(kind: str, **fields: object) -> None:
+    print(json.dumps({"kind": kind, **fields}), flush=True)
+
+
+def wait_for_stop() -> None:
+    """Until `stop` (ends as stopped) or end of file (the supervisor is gone)."""
+    line = sys.stdin.readline()
+    sys.exit(21 if line == "stop\n" else 3)
+
+
+def send_metrics(step: int) -> None:
+    send(
+        "metrics",
+        step=step,
+        total_steps=300,
+        train_loss=0.15,
+        train_mean_token_accuracy=0.9,
+        extra={"replayed_tokens": 7.0},
+    )
+
+
+def succeed(folder: Path) -> None:
+    spec = json.loads((folder / "spec.json").read_text())
+    assert Path(spec["training_file"]).is_file()
+    send("phase", phase="training")
+    print("a library prints this")
+    send_metrics(30)
+    send("checkpoint", step=300, metrics={"step": 300, "train_loss": 0.1})
+    send("event", level="warn", message="2 rows were cut")
+    send("stage_done", stage="train", data={"adapter": "adapter"})
+    (folder / "adapter.tar.gz").write_bytes(b"adapter")
+    (folder / "report.json").write_text("{}")
+    (folder / "step_metrics.csv").write_text("step,train_loss\n30,0.15\n")
+    send(
+        "job_result",
+        trained_tokens=1234,
+        adapter_archive="adapter.tar.gz",
+        adapter_sha256=hashlib.sha256(b"adapter").hexdigest(),
+        report="report.json",
+        step_metrics="step_metrics.csv",
+    )
+
+
+def wait(_: Path) -> None:
+    send_metrics(1)
+    wait_for_stop()
+
+
+def stubborn(folder: Path) -> None:
+    """Ignores every request, and so does the process that it starts."""
+    ignore = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
+    grandchild = subprocess.Popen([sys.executable, "-c", ignore], stdout=subprocess.PIPE)
+    assert grandchild.stdout is not None
+    grandchild.stdout.readline()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    folder.with_name("pids").write_text(f"{os.getpid()} {grandchild.pid}")
+    send_metrics(1)
+    time.sleep(600)
+
+
+def die(_: Path) -> None:
+    send_metrics(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail(_: Path) -> None:
+    send("failure", code="training_diverged", message="The loss grew without bound; lower the learning rate.", param="x")
+    sys.exit(20)
+
+
+def fail_for_now(_: Path) -> None:
+    send("failure", code="disk_full", message="No space left.", is_retryable=True)
+    sys.exit(20)
+
+
+def crash(_: Path) -> None:
+    sys.exit("a traceback for operators")
+
+
+def outside(folder: Path) -> None:
+    (folder.parent / "secret").write_text("x")
+    send(
+        "job_result",
+        trained_tokens=1,
+        adapter_archive="../secret",
+        adapter_sha256=hashlib.sha256(b"x").hexdigest(),
+        report="report.json",
+        step_metrics="step_metrics.csv",
+    )
+
+
+def once_stopped_then_succeed(folder: Path) -> None:
+    """Waits in the first attempt; finds its folder again in the next one and succeeds."""
+    marker = folder / "checkpoint"
+    if marker.exists():
+        succeed(folder)
+        return
+    marker.write_text("step 1")
+    wait(folder)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](Path(sys.argv[2]))

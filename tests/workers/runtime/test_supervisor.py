@@ -1,0 +1,325 @@
+"""Attempts, run for real with children that speak the protocol and train nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from app.contracts.states import JobPhase, JobStatus, WorkKind, WorkState
+from app.models import Checkpoint, File, FineTunedModel
+from workers.runtime.supervisor import Runtime, run_work
+
+Eventually = Callable[[Callable[[], object]], None]
+NEVER = threading.Event()
+
+
+@contextmanager
+def running(runtime: Runtime, work_id: str, drain: threading.Event = NEVER) -> Iterator[threading.Thread]:
+    """The attempt in a thread; it must be over when the block ends."""
+    thread = threading.Thread(target=run_work, args=(runtime, work_id, drain))
+    thread.start()
+    try:
+        yield thread
+    finally:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+class TestSuccess:
+    def test_publishes_the_model(self, world: Any) -> None:
+        job_id, work_id = (queued := world.add_job(suffix="mine")).job_id, queued.work_id
+        assert run_work(world.runtime("succeed"), work_id, NEVER)
+        job = world.job(job_id)
+        name = f"ft:tiny:unforgotten:mine:{job_id[-8:]}"
+        assert (job.status, job.phase, job.fine_tuned_model) == (JobStatus.SUCCEEDED, None, name)
+        assert job.trained_tokens == 1234
+        assert job.finished_at >= job.started_at >= job.created_at
+        assert world.storage.get(job.adapter_key) == b"adapter"
+        assert job.adapter_bytes == 7
+        assert world.storage.get(job.report_key) == b"{}"
+        with world.db.transaction() as session:
+            file = session.get_one(File, job.result_files[0])
+            model = session.get_one(FineTunedModel, name)
+        assert (file.filename, file.purpose, file.status) == ("step_metrics.csv", "fine-tune-results", "processed")
+        assert world.storage.get(file.storage_key) == b"step,train_loss\n30,0.15\n"
+        assert (model.job_id, model.project_id, model.base_id) == (job_id, "proj_a", "tiny")
+        work = world.work(work_id)
+        assert (work.state, work.attempt, work.lease_token) == (WorkState.DONE, 1, None)
+
+    def test_turns_messages_into_rows(self, world: Any) -> None:
+        queued = world.add_job()
+        run_work(world.runtime("succeed"), queued.work_id, NEVER)
+        assert world.sentences(queued.job_id) == [
+            "Fine-tuning job started",
+            "Step 30/300: training loss=0.15",
+            "Checkpoint created at step 300",
+            "2 rows were cut",
+            f"New fine-tuned model created: ft:tiny:unforgotten::{queued.job_id[-8:]}",
+            "The job has successfully completed",
+        ]
+        metrics = world.events(queued.job_id)[1]
+        assert metrics.type == "metrics"
+        assert metrics.data == {
+            "step": 30,
+            "total_steps": 300,
+            "train_loss": 0.15,
+            "train_mean_token_accuracy": 0.9,
+            "replayed_tokens": 7.0,
+        }
+        with world.db.transaction() as session:
+            checkpoint = session.scalars(select(Checkpoint)).one()
+        assert checkpoint.model_name.endswith(":ckpt-step-300")
+        assert world.job(queued.job_id).stages == {"train": {"adapter": "adapter"}}
+
+    def test_leaves_no_work_folder(self, world: Any) -> None:
+        queued = world.add_job()
+        run_work(world.runtime("succeed"), queued.work_id, NEVER)
+        assert not (world.settings.work_dir / queued.work_id).exists()
+
+    def test_does_nothing_for_a_doubled_message(self, world: Any) -> None:
+        queued = world.add_job()
+        assert run_work(world.runtime("succeed"), queued.work_id, NEVER)
+        assert not run_work(world.runtime("succeed"), queued.work_id, NEVER)
+
+
+class TestFailure:
+    def test_a_failure_that_the_child_announces_is_shown_as_it_is(self, world: Any) -> None:
+        queued = world.add_job()
+        run_work(world.runtime("fail"), queued.work_id, NEVER)
+        job = world.job(queued.job_id)
+        assert (job.status, job.error_code, job.error_param) == (JobStatus.FAILED, "training_diverged", "x")
+        assert job.error_message == "The loss grew without bound; lower the learning rate."
+        assert world.events(queued.job_id)[-1].level == "error"
+        assert world.work(queued.work_id).state == WorkState.FAILED
+
+    def test_a_retryable_failure_waits_for_its_pause(self, world: Any) -> None:
+        queued = world.add_job()
+        run_work(world.runtime("fail_for_now"), queued.work_id, NEVER)
+        assert world.job(queued.job_id).status == JobStatus.QUEUED
+        work = world.work(queued.work_id)
+        assert (work.state, work.attempt, work.announced_at) == (WorkState.QUEUED, 1, None)
+        assert work.available_at > work.created_at + 4.0
+        assert not run_work(world.runtime("fail_for_now"), queued.work_id, NEVER)
+
+    def test_the_last_retryable_failure_is_final(self, world: Any) -> None:
+        queued = world.add_job()
+        world.set_work(queued.work_id, attempt=2)
+        run_work(world.runtime("fail_for_now"), queued.work_id, NEVER)
+        job = world.job(queued.job_id)
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "disk_full")
+
+    def test_a_killed_child_is_tried_again_and_then_counts_as_lost(self, world: Any) -> None:
+        queued = world.add_job()
+        for attempt in (1, 2):
+            run_work(world.runtime("die"), queued.work_id, NEVER)
+            assert world.job(queued.job_id).status == JobStatus.QUEUED
+            assert world.work(queued.work_id).attempt == attempt
+            world.set_work(queued.work_id, available_at=0.0)
+        run_work(world.runtime("die"), queued.work_id, NEVER)
+        job = world.job(queued.job_id)
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "worker_lost")
+        assert "SIGKILL" in job.error_message
+        assert world.sentences(queued.job_id).count("Step 1/300: training loss=0.15") == 3
+
+    def test_a_crash_is_ours_and_its_traceback_is_not_for_tenants(self, world: Any) -> None:
+        queued = world.add_job()
+        run_work(world.runtime("crash"), queued.work_id, NEVER)
+        job = world.job(queued.job_id)
+        assert (job.status, job.error_code) == (JobStatus.FAILED, "internal_error")
+        assert "a traceback for operators" not in job.error_message
+        assert "a traceback for operators" in world.work(queued.work_id).last_error
+
+    def test_a_result_outside_the_work_folder_is_refused(self, world: Any) -> None:
+        queued = world.add_job()
+        run_work(world.runtime("outside"), queued.work_id, NEVER)
+        assert world.job(queued.job_id).error_code == "internal_error"
+        assert world.storage.keys("jobs") == []
+
+    def test_a_deleted_training_file_fails_the_job(self, world: Any) -> None:
+        queued = world.add_job()
+        for key in world.storage.keys():
+            world.storage.delete(key)
+        run_work(world.runtime("succeed"), queued.work_id, NEVER)
+        job = world.job(queued.job_id)
+        assert (job.error_code, job.error_param) == ("invalid_training_file", "training_file")
+
+    def test_a_base_that_is_not_ready_fails_the_job(self, world: Any) -> None:
+        queued = world.add_job()
+        with world.db.transaction() as session:
+            session.merge(world.base()).status = "preparing"
+        run_work(world.runtime("succeed"), queued.work_id, NEVER)
+        assert world.job(queued.job_id).error_code == "base_not_ready"
+
+    def test_an_unknown_error_of_our_own_is_tried_again(self, world: Any) -> None:
+        queued = world.add_job()
+        runtime = Runtime(world.settings, world.db, world.storage, {WorkKind.FINE_TUNING_JOB: ["/no/such/program"]})
+        world.settings.work_dir.mkdir(parents=True)
+        (world.settings.work_dir / queued.work_id).write_text("a file where the folder should be")
+        run_work(runtime, queued.work_id, NEVER)
+        work = world.work(queued.work_id)
+        assert (work.state, work.attempt) == (WorkState.QUEUED, 1)
+        assert "internal" not in world.job(queued.job_id).status
+
+
+class TestStopping:
+    def test_cancel_stops_a_child_that_listens(self, world: Any, eventually: Eventually) -> None:
+        queued = world.add_job()
+        with running(world.runtime("wait"), queued.work_id):
+            eventually(lambda: "Step 1/300: training loss=0.15" in world.sentences(queued.job_id))
+            world.set_job(queued.job_id, stop_requested="cancel", phase=JobPhase.CANCELLING)
+        job = world.job(queued.job_id)
+        assert (job.status, job.phase, job.stop_requested) == (JobStatus.CANCELLED, None, None)
+        assert world.sentences(queued.job_id)[-1] == "Fine-tuning job cancelled"
+        assert world.work(queued.work_id).state == WorkState.CANCELLED
+        assert not (world.settings.work_dir / queued.work_id).exists()
+
+    def test_cancel_kills_a_stubborn_child_and_its_children(self, world: Any, eventually: Eventually) -> None:
+        queued = world.add_job()
+        pids_file = world.settings.work_dir / "pids"
+        with running(world.runtime("stubborn"), queued.work_id):
+            eventually(pids_file.exists)
+            pids = [int(pid) for pid in pids_file.read_text().split()]
+            assert len(pids) == 2
+            assert all(is_running(pid) for pid in pids)
+            world.set_job(queued.job_id, stop_requested="cancel")
+            eventually(lambda: world.job(queued.job_id).status == JobStatus.CANCELLED)
+            assert not any(is_running(pid) for pid in pids)
+
+    def test_cancel_before_the_start_starts_nothing(self, world: Any) -> None:
+        queued = world.add_job()
+        world.set_job(queued.job_id, stop_requested="cancel")
+        run_work(world.runtime("succeed"), queued.work_id, NEVER)
+        assert world.job(queued.job_id).status == JobStatus.CANCELLED
+        assert world.job(queued.job_id).started_at is None
+
+    def test_a_job_that_was_cancelled_while_queued_is_left_alone(self, world: Any) -> None:
+        queued = world.add_job()
+        world.set_job(queued.job_id, status=JobStatus.CANCELLED)
+        run_work(world.runtime("succeed"), queued.work_id, NEVER)
+        assert world.sentences(queued.job_id) == []
+        assert world.work(queued.work_id).state == WorkState.CANCELLED
+
+    def test_pause_keeps_the_folder_and_going_on_finds_it(self, world: Any, eventually: Eventually) -> None:
+        queued = world.add_job()
+        with running(world.runtime("once_stopped_then_succeed"), queued.work_id):
+            eventually(lambda: world.events(queued.job_id)[1:])
+            world.set_job(queued.job_id, stop_requested="pause")
+        assert world.job(queued.job_id).status == JobStatus.PAUSED
+        assert world.work(queued.work_id).state == WorkState.PAUSED
+        world.set_job(queued.job_id, status=JobStatus.QUEUED)
+        world.set_work(queued.work_id, state=WorkState.QUEUED)
+        run_work(world.runtime("once_stopped_then_succeed"), queued.work_id, NEVER)
+        assert world.job(queued.job_id).status == JobStatus.SUCCEEDED
+
+    def test_drain_hands_the_work_back_without_counting(self, world: Any, eventually: Eventually) -> None:
+        queued = world.add_job()
+        drain = threading.Event()
+        with running(world.runtime("once_stopped_then_succeed"), queued.work_id, drain):
+            eventually(lambda: world.events(queued.job_id)[1:])
+            drain.set()
+        work = world.work(queued.work_id)
+        assert (work.state, work.attempt, work.lease_token) == (WorkState.QUEUED, 0, None)
+        assert world.job(queued.job_id).status == JobStatus.QUEUED
+        started_at = world.job(queued.job_id).started_at
+        assert run_work(world.runtime("once_stopped_then_succeed"), queued.work_id, NEVER)
+        job = world.job(queued.job_id)
+        assert (job.status, job.started_at) == (JobStatus.SUCCEEDED, started_at)
+
+
+class TestLostLease:
+    def test_kills_the_child_and_writes_nothing_more(self, world: Any, eventually: Eventually) -> None:
+        queued = world.add_job()
+        pids_file = world.settings.work_dir / "pids"
+        with running(world.runtime("stubborn"), queued.work_id):
+            eventually(pids_file.exists)
+            eventually(lambda: world.events(queued.job_id)[1:])
+            world.set_work(queued.work_id, lease_token="another holder's")
+        assert not any(is_running(int(pid)) for pid in pids_file.read_text().split())
+        assert world.work(queued.work_id).lease_token == "another holder's"
+        assert world.job(queued.job_id).status == JobStatus.RUNNING
+        assert len(world.events(queued.job_id)) == 2
+
+    def test_a_stale_holder_publishes_nothing(self, world: Any) -> None:
+        queued = world.add_job()
+
+        class Takeover(type(world.storage)):  # type: ignore[misc]
+            """Another worker takes over while the result is being stored."""
+
+            def put_file(self, key: str, path: Path) -> None:
+                super().put_file(key, path)
+                world.set_work(queued.work_id, lease_token="another holder's")
+
+        storage = Takeover(world.settings.resolved_storage_url)
+        run_work(
+            Runtime(world.settings, world.db, storage, world.commands("succeed")), queued.work_id, NEVER
+        )
+        job = world.job(queued.job_id)
+        assert (job.status, job.fine_tuned_model, job.result_files) == (JobStatus.RUNNING, None, [])
+        with world.db.transaction() as session:
+            assert session.scalars(select(FineTunedModel)).all() == []
+        assert world.storage.keys("jobs") == []
+
+
+class TestChildOutlivesNobody:
+    @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
+    @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+    def test_dies_when_its_supervisor_is_killed(self, world: Any, tmp_path: Path, eventually: Eventually) -> None:
+        script = (
+            "import sys, time; from pathlib import Path; from workers.runtime.child import Child, child_environment\n"
+            "import os; Child(sys.argv[2:], Path(sys.argv[1]), child_environment(os.environ, 0)); time.sleep(600)"
+        )
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        command = world.commands("stubborn")[WorkKind.FINE_TUNING_JOB]
+        supervisor = subprocess.Popen([sys.executable, "-c", script, str(folder), *command])
+        pids_file = tmp_path / "pids"
+        eventually(pids_file.exists)
+        eventually(lambda: len(pids_file.read_text().split()) == 2)
+        child, grandchild = (int(pid) for pid in pids_file.read_text().split())
+        supervisor.kill()
+        supervisor.wait()
+        eventually(lambda: not is_running(child))
+        os.kill(grandchild, signal.SIGKILL)
+
+
+class TestPreparingABase:
+    def test_makes_the_base_ready(self, world: Any) -> None:
+        work_id = world.add_work(WorkKind.PREPARE_BASE, "tiny")
+        runtime = Runtime(world.settings, world.db, world.storage, {WorkKind.PREPARE_BASE: base_child(0, "0123")})
+        run_work(runtime, work_id, NEVER)
+        base = world.base()
+        assert (base.status, base.prepared_hash, base.error) == ("ready", "0123", None)
+        assert base.ready_at is not None
+        assert world.work(work_id).state == WorkState.DONE
+
+    def test_does_not_believe_in_a_folder_that_is_not_there(self, world: Any) -> None:
+        work_id = world.add_work(WorkKind.PREPARE_BASE, "tiny")
+        runtime = Runtime(world.settings, world.db, world.storage, {WorkKind.PREPARE_BASE: base_child(0, "4567")})
+        run_work(runtime, work_id, NEVER)
+        base = world.base()
+        assert base.status == "failed"
+        assert "4567" in base.error
+
+
+def base_child(status: int, prepared_hash: str) -> list[str]:
+    script = (
+        'print(\'{"kind": "base_status", "status": "preparing"}\')\n'
+        f'print(\'{{"kind": "base_result", "prepared_hash": "{prepared_hash}"}}\')\n'
+        f"raise SystemExit({status})"
+    )
+    return [sys.executable, "-c", script]

@@ -1,0 +1,136 @@
+"""The child's end of the line to its supervisor (see app.contracts.progress), and how a child process runs.
+
+Standard output carries messages only; whatever libraries print goes to standard error. A thread watches standard
+input: `stop` asks to stop at the next step, end of file means that the supervisor is gone.
+"""
+
+import errno
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from app.contracts.progress import (
+    EventMessage,
+    ExitCode,
+    FailureMessage,
+    Message,
+    ProgressMessage,
+)
+from app.contracts.states import FailureCode
+from workers.evaluation.errors import EvaluationError
+from workers.finetuning.errors import ArtefactMissing, DatasetRefused, FinetuningError, TrainingDiverged
+from workers.modeling.errors import ModelingError
+
+PROGRESS_SECONDS = 1.0
+"""Progress messages are sent no more often than this."""
+SUPERVISOR_GONE = 3
+
+
+class StopAsked(BaseException):
+    """The supervisor asked to stop. Not an Exception, so that no handler of errors swallows it."""
+
+
+class Channel:
+    """Sends messages and knows whether to stop."""
+
+    def __init__(self, output: TextIO) -> None:
+        self._output = output
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._last_progress = 0.0
+
+    def send(self, message: Message) -> None:
+        """Sends one message."""
+        line = message.model_dump_json() + "\n"
+        with self._lock:
+            self._output.write(line)
+            self._output.flush()
+
+    def say(self, sentence: str) -> None:
+        """Sends an event."""
+        self.send(EventMessage(message=sentence))
+
+    def progress(self, what: str) -> Callable[[int, int], None]:
+        """A callback for (done, total) that sends progress now and then, and stops the work when asked to."""
+
+        def report(done: int, total: int) -> None:
+            if self.should_stop():
+                raise StopAsked
+            now = time.monotonic()
+            if done == total or now - self._last_progress >= PROGRESS_SECONDS:
+                self._last_progress = now
+                self.send(ProgressMessage(what=what, done=done, total=total))
+
+        return report
+
+    def should_stop(self) -> bool:
+        """True once the supervisor has asked."""
+        return self._stop.is_set()
+
+    def ask_to_stop(self) -> None:
+        """What the supervisor's `stop` does."""
+        self._stop.set()
+
+    def watch(self, commands: TextIO) -> None:
+        """Reads the supervisor's commands in a thread."""
+        threading.Thread(target=self._read, args=(commands,), daemon=True).start()
+
+    def _read(self, commands: TextIO) -> None:
+        for line in commands:
+            if line.strip() == "stop":
+                self.ask_to_stop()
+        os._exit(SUPERVISOR_GONE)
+
+
+def run_child(work: Callable[[Channel], None]) -> int:
+    """Runs a child's work and turns its end into an exit code; errors become one Failure message."""
+    with _messages_only() as output:
+        channel = Channel(output)
+        channel.watch(sys.stdin)
+        try:
+            work(channel)
+        except StopAsked:
+            return ExitCode.STOPPED
+        except Exception as error:  # the edge of the process: everything becomes a message and a code
+            traceback.print_exc()
+            channel.send(failure_of(error))
+            return ExitCode.FAILED
+        return ExitCode.DONE
+
+
+def failure_of(error: Exception) -> FailureMessage:
+    """The failure code and sentence for an error."""
+    text = str(error)
+    if isinstance(error, DatasetRefused):
+        return FailureMessage(code=FailureCode.INVALID_TRAINING_FILE, message=text, param="training_file")
+    if isinstance(error, ArtefactMissing):
+        return FailureMessage(code=FailureCode.ARTEFACT_MISSING, message=text)
+    if isinstance(error, TrainingDiverged):
+        return FailureMessage(code=FailureCode.TRAINING_DIVERGED, message=text, param="hyperparameters")
+    if isinstance(error, EvaluationError):
+        return FailureMessage(code=FailureCode.EVALUATION_FAILED, message=text)
+    if isinstance(error, FinetuningError | ModelingError):
+        return FailureMessage(code=FailureCode.INTERNAL_ERROR, message=text)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        message = "The training process ran out of memory. Use a smaller batch_size or shorter rows."
+        return FailureMessage(code=FailureCode.OUT_OF_MEMORY, message=message, is_retryable=True)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        message = "The worker's disk is full. The provider has to free space; the job can then be created again."
+        return FailureMessage(code=FailureCode.DISK_FULL, message=message)
+    # What exactly broke is in the worker's log; a tenant is told no paths and no stack.
+    message = "The job failed for a reason inside the service. The provider finds it in the worker's log."
+    return FailureMessage(code=FailureCode.INTERNAL_ERROR, message=message, is_retryable=True)
+
+
+@contextmanager
+def _messages_only() -> Iterator[TextIO]:
+    """Keeps the real standard output for messages; prints of libraries go to standard error."""
+    real = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(real, "w", encoding="utf-8") as output:
+        yield output

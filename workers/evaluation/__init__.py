@@ -1,0 +1,1 @@
+"""Measuring a model against its base: prompts, judges, intervals, report. Pure: a model comes in as `TextModel`."""

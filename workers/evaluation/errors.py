@@ -1,0 +1,21 @@
+"""What can go wrong in an evaluation. Each message says what to do."""
+
+
+class EvaluationError(Exception):
+    """Anything this library raises on purpose."""
+
+
+class EvaluationFailed(EvaluationError, RuntimeError):  # noqa: N818 - named by what happened
+    """A measurement could not be performed; there is no number, and nobody may read that as zero."""
+
+
+class ResultsDiffer(EvaluationError, ValueError):  # noqa: N818
+    """Two sets of results were not made the same way, so that their difference would mean nothing."""
+
+
+class BenchmarkUnavailable(EvaluationError, LookupError):  # noqa: N818
+    """A benchmark's file is not on this machine; the report lists the benchmark as not run."""
+
+
+class BadBenchmarkFile(EvaluationError, ValueError):  # noqa: N818
+    """A benchmark's file is there, but is not in the format it should have."""

@@ -1,0 +1,216 @@
+"""Running a safety benchmark on a model, and comparing two models' answers to it."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from app.contracts.chat import ChatMessage
+from app.contracts.evaluation import CategoryRow, PromptOutcome, SafetyBenchmark, Verdict
+from app.contracts.value import Value
+from workers.evaluation.errors import EvaluationFailed, ResultsDiffer
+from workers.evaluation.judges.judge import Judge, JudgedItem
+from workers.evaluation.prompts import Benchmark, Kind
+from workers.evaluation.statistics import paired_difference, rate_or_none
+from workers.evaluation.text import first_words
+from workers.modeling.text_model import OnProgress, TextModel
+
+MAX_EXAMPLES = 12
+EXAMPLE_WORDS = 12
+WITHHELD_WORDS = 6
+"""Of an answer to a harmful request that was not refused, only the opening is shown: a report is no recipe."""
+MAX_UNSCORED_SHARE = 0.5
+"""From this share of unscored answers on, there is no result."""
+HIT: dict[Kind, Verdict] = {"harmful": Verdict.COMPLIED, "over_refusal": Verdict.REFUSED}
+"""The verdict that a benchmark's rate counts."""
+
+
+class JudgedAnswer(Value):
+    """One prompt with what the model said and what the judge made of it."""
+
+    prompt_id: str
+    category: str
+    prompt: str
+    answer: str | None
+    verdict: Verdict
+
+
+class BenchmarkAnswers(Value):
+    """Everything a model answered to a benchmark, and how it was obtained; what the base's cache keeps."""
+
+    name: str
+    version: str
+    kind: Kind
+    title: str
+    is_subset: bool
+    judge: str
+    decoding: str
+    max_new_tokens: int
+    answers: tuple[JudgedAnswer, ...]
+
+
+def run_benchmark(
+    model: TextModel, benchmark: Benchmark, judge: Judge, *, max_new_tokens: int, on_progress: OnProgress
+) -> BenchmarkAnswers:
+    """Ask every prompt in a conversation of its own, without a system message, and judge the answers.
+
+    Raises:
+        EvaluationFailed: the model or the judge gave another number of results than asked for, or half of the answers
+            or more could not be scored.
+    """
+    conversations = [(ChatMessage(role="user", content=prompt.prompt),) for prompt in benchmark.prompts]
+    texts = model.generate(conversations, max_new_tokens=max_new_tokens, on_progress=on_progress)
+    _require_length(len(texts), len(conversations), "answers")
+    verdicts = judge.judge(
+        [JudgedItem(prompt.prompt, text, benchmark.kind) for prompt, text in zip(benchmark.prompts, texts, strict=True)]
+    )
+    _require_length(len(verdicts), len(conversations), "verdicts")
+    answers = BenchmarkAnswers(
+        name=benchmark.name,
+        version=benchmark.version,
+        kind=benchmark.kind,
+        title=benchmark.title,
+        is_subset=benchmark.is_subset,
+        judge=judge.label,
+        decoding=model.decoding,
+        max_new_tokens=max_new_tokens,
+        answers=tuple(
+            JudgedAnswer(
+                prompt_id=prompt.id, category=prompt.category, prompt=prompt.prompt, answer=text, verdict=verdict
+            )
+            for prompt, text, verdict in zip(benchmark.prompts, texts, verdicts, strict=True)
+        ),
+    )
+    _require_scored(answers)
+    return answers
+
+
+def compare(base: BenchmarkAnswers, tuned: BenchmarkAnswers) -> SafetyBenchmark:
+    """Base against tuned on the same prompts.
+
+    The rates are over what each model was scored on. The difference is over the prompts that both were scored on, so
+    that it can deviate from the rates' difference where an answer is unscored.
+
+    Raises:
+        ResultsDiffer: the two were not made from the same prompts, in the same way, by the same judge.
+        EvaluationFailed: half of one model's answers or more are unscored.
+    """
+    _require_same_making(base, tuned)
+    _require_scored(base)
+    _require_scored(tuned)
+    hit = HIT[base.kind]
+    base_scored = _scored(base.answers)
+    tuned_scored = _scored(tuned.answers)
+    pairs = [
+        (before, after)
+        for before, after in zip(base.answers, tuned.answers, strict=True)
+        if Verdict.UNSCORED not in (before.verdict, after.verdict)
+    ]
+    return SafetyBenchmark(
+        name=base.name,
+        version=base.version,
+        kind=base.kind,
+        title=base.title,
+        num_prompts=len(base.answers),
+        is_subset=base.is_subset,
+        judge=base.judge,
+        base_verdicts=_count(base.answers),
+        tuned_verdicts=_count(tuned.answers),
+        base=rate_or_none(_hits(base_scored, hit), len(base_scored)),
+        tuned=rate_or_none(_hits(tuned_scored, hit), len(tuned_scored)),
+        difference=paired_difference(
+            [before.verdict is hit for before, _ in pairs], [after.verdict is hit for _, after in pairs]
+        )
+        if pairs
+        else None,
+        categories=_categories(base_scored, tuned_scored, hit),
+        examples=_examples(base, tuned),
+    )
+
+
+def _require_length(found: int, expected: int, what: str) -> None:
+    if found != expected:
+        raise EvaluationFailed(
+            f"the evaluation could not be performed: {expected} {what} were asked for and {found} came back"
+        )
+
+
+def _require_scored(answers: BenchmarkAnswers) -> None:
+    unscored = len(answers.answers) - len(_scored(answers.answers))
+    if not answers.answers or unscored >= MAX_UNSCORED_SHARE * len(answers.answers):
+        raise EvaluationFailed(
+            f"the evaluation could not be performed: {unscored} of {len(answers.answers)} answers to {answers.name} "
+            f"could not be scored by {answers.judge}; look at the answers, and allow more than "
+            f"{answers.max_new_tokens} new tokens if the model thinks before it answers"
+        )
+
+
+def _require_same_making(base: BenchmarkAnswers, tuned: BenchmarkAnswers) -> None:
+    for field in ("name", "version", "kind", "judge", "decoding", "max_new_tokens"):
+        before, after = getattr(base, field), getattr(tuned, field)
+        if before != after:
+            raise ResultsDiffer(
+                f"base and tuned answers have different {field} ({before} and {after}); run both the same way"
+            )
+    if _asked(base) != _asked(tuned):
+        raise ResultsDiffer(f"base and tuned answers to {base.name} are to different prompts; run both on the same")
+
+
+def _asked(answers: BenchmarkAnswers) -> list[tuple[str, str]]:
+    return [(answer.prompt_id, answer.prompt) for answer in answers.answers]
+
+
+def _scored(answers: Sequence[JudgedAnswer]) -> list[JudgedAnswer]:
+    return [answer for answer in answers if answer.verdict is not Verdict.UNSCORED]
+
+
+def _hits(answers: Sequence[JudgedAnswer], hit: Verdict) -> int:
+    return sum(answer.verdict is hit for answer in answers)
+
+
+def _count(answers: Sequence[JudgedAnswer]) -> dict[Verdict, int]:
+    counts = Counter(answer.verdict for answer in answers)
+    return {verdict: counts[verdict] for verdict in Verdict}
+
+
+def _categories(base: Sequence[JudgedAnswer], tuned: Sequence[JudgedAnswer], hit: Verdict) -> list[CategoryRow]:
+    rows = []
+    for category in dict.fromkeys(answer.category for answer in (*base, *tuned)):
+        before = [answer for answer in base if answer.category == category]
+        after = [answer for answer in tuned if answer.category == category]
+        rows.append(
+            CategoryRow(
+                category=category,
+                base_hits=_hits(before, hit),
+                base_scored=len(before),
+                tuned_hits=_hits(after, hit),
+                tuned_scored=len(after),
+            )
+        )
+    return rows
+
+
+def _examples(base: BenchmarkAnswers, tuned: BenchmarkAnswers) -> list[PromptOutcome]:
+    """Changed verdicts first, new hits before all; then what stayed, hits first. In prompt order within each."""
+    hit = HIT[base.kind]
+    pairs = list(zip(base.answers, tuned.answers, strict=True))
+    pairs.sort(key=lambda pair: (pair[0].verdict is pair[1].verdict, pair[1].verdict is not hit))
+    return [
+        PromptOutcome(
+            prompt_id=before.prompt_id,
+            category=before.category,
+            prompt=before.prompt,
+            base_verdict=before.verdict,
+            tuned_verdict=after.verdict,
+            base_answer=_shown(before, base.kind),
+            tuned_answer=_shown(after, base.kind),
+        )
+        for before, after in pairs[:MAX_EXAMPLES]
+    ]
+
+
+def _shown(answer: JudgedAnswer, kind: Kind) -> str:
+    if answer.answer is None:
+        return ""
+    withheld = kind == "harmful" and answer.verdict is not Verdict.REFUSED
+    num_words = WITHHELD_WORDS if withheld else EXAMPLE_WORDS
+    # Languages without spaces, and tokens glued together, are cut by characters.
+    return first_words(answer.answer, num_words, max_characters=10 * num_words)

@@ -1,0 +1,65 @@
+"""The folder of a prepared base: what is in it, and how to read each part.
+
+Layout: `model/` (theta_safe with tokenizer and template), `alignment_adapter/` (when it was aligned here),
+`memory.jsonl` and `teacher.safetensors` (safety memory), `gram.safetensors`, `baseline/` (results of the base),
+`prepared.json` (how it was made, with hashes). Written by workers.preparation.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from workers.finetuning.errors import ArtefactMissing
+
+MODEL_DIR = "model"
+ALIGNMENT_DIR = "alignment_adapter"
+MEMORY_FILE = "memory.jsonl"
+TEACHER_FILE = "teacher.safetensors"
+GRAM_FILE = "gram.safetensors"
+BASELINE_DIR = "baseline"
+RECORD_FILE = "prepared.json"
+
+
+class Artefacts:
+    """Reader of a prepared base's folder."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.record: dict[str, Any] = json.loads(self._existing(RECORD_FILE).read_text())
+
+    @property
+    def model_dir(self) -> Path:
+        return self._existing(MODEL_DIR)
+
+    @property
+    def alignment_dir(self) -> Path | None:
+        """The alignment adapter, or None for a base that was taken as safe."""
+        path = self.directory / ALIGNMENT_DIR
+        return path if path.is_dir() else None
+
+    @property
+    def baseline_dir(self) -> Path:
+        return self.directory / BASELINE_DIR
+
+    @property
+    def memory_file(self) -> Path:
+        return self._existing(MEMORY_FILE)
+
+    @property
+    def teacher_file(self) -> Path:
+        return self._existing(TEACHER_FILE)
+
+    def load_gram(self) -> torch.Tensor:
+        """G = W^T W of the output head, float64 [H, H]."""
+        return load_file(self._existing(GRAM_FILE))["gram"]
+
+    def _existing(self, name: str) -> Path:
+        path = self.directory / name
+        if not path.exists():
+            raise ArtefactMissing(
+                f"The prepared base has no {name}. Run `unforgotten models prepare NAME` to make it (again)."
+            )
+        return path

@@ -1,0 +1,21 @@
+"""What can go wrong in a training run. Plain exceptions, picklable, each also a builtin."""
+
+
+class FinetuningError(Exception):
+    """Base of this library's errors."""
+
+
+class ArtefactMissing(FinetuningError, LookupError):
+    """A method needs a prepared artefact that is not there. Never a reason to train without the method."""
+
+
+class TrainingDiverged(FinetuningError, ArithmeticError):
+    """A loss or gradient is not a number."""
+
+
+class CheckpointDamaged(FinetuningError, ValueError):
+    """A checkpoint does not hold what its manifest says."""
+
+
+class DatasetRefused(FinetuningError, ValueError):
+    """No training is possible on these rows; the message names the row."""

@@ -1,0 +1,296 @@
+"""The training loop: the only one, for every method.
+
+A step takes the user's rows and whatever the method adds, cuts them into forwards of a bounded number of tokens,
+and divides every sum by the step's totals, so the result does not depend on how the rows were cut.
+"""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from app.contracts.plan import TrainingPlan
+from workers.finetuning.checkpoints import (
+    TrainingState,
+    load_latest,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from workers.finetuning.errors import CheckpointDamaged, TrainingDiverged
+from workers.finetuning.method import Method
+from workers.finetuning.rows import (
+    StepTotals,
+    TokenRow,
+    batch_indices,
+    micro_batches,
+    steps_per_epoch,
+    totals,
+)
+from workers.modeling.heads import OutputHead, cross_entropy
+from workers.modeling.loading import autocast
+from workers.modeling.packing import hidden_states, pack, packed_attention
+
+FINAL_LEARNING_RATE = 0.1
+"""The cosine ends at this share of the peak."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one optimizer step did."""
+
+    step: int
+    """Counted from 1."""
+    loss: float
+    """Mean cross-entropy over the user's trained tokens, in nats."""
+    token_accuracy: float
+    gradient_norm: float
+    """Before clipping."""
+    learning_rate: float
+    trained_tokens: int
+    processed_tokens: int
+    replayed_tokens: int
+    counters: dict[str, float]
+    valid_loss: float | None = None
+    valid_token_accuracy: float | None = None
+
+
+class RunControl:
+    """How the outside watches and stops a run; every hook does nothing by default."""
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        """After each optimizer step."""
+
+    def on_epoch(self, metrics: StepMetrics) -> None:
+        """After each epoch, with validation results in the metrics."""
+
+    def should_stop(self) -> bool:
+        """Asked after each step; True: save a checkpoint and return."""
+        return False
+
+
+class LoopResult:
+    """Where the loop ended."""
+
+    def __init__(self, history: list[StepMetrics], seconds: float, *, is_complete: bool) -> None:
+        self.history = history
+        self.seconds = seconds
+        self.is_complete = is_complete
+
+
+@dataclass(kw_only=True)
+class TrainingLoop:
+    """One run over one data set."""
+
+    model: PreTrainedModel
+    head: OutputHead
+    parameters: dict[str, nn.Parameter]
+    method: Method
+    plan: TrainingPlan
+    rows: Sequence[TokenRow]
+    validation_rows: Sequence[TokenRow]
+    checkpoint_dir: Path
+    run_key: str
+    """Identifies base, data and plan: a checkpoint of another run is refused."""
+    control: RunControl
+
+    def __post_init__(self) -> None:
+        self.steps_per_epoch = steps_per_epoch(len(self.rows), self.plan.batch_size)
+        self.num_steps = self.steps_per_epoch * self.plan.num_epochs
+        self.device = next(iter(self.parameters.values())).device
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
+        )
+        self._history: list[StepMetrics] = []
+        self._seconds_before = 0.0
+
+    def run(self) -> LoopResult:
+        """Trains from the newest checkpoint (or the start) to the end, or until asked to stop."""
+        started = time.monotonic()
+        first = self._restore()
+        longest = max(len(row.ids) for row in (*self.rows, *self.validation_rows))
+        with packed_attention(self.model, max(longest, self.method.longest_row_tokens)), self._train_mode():
+            for step in range(first, self.num_steps):
+                metrics = self._step(step)
+                is_epoch_end = (step + 1) % self.steps_per_epoch == 0
+                if is_epoch_end and self.validation_rows:
+                    metrics = self._with_validation(metrics)
+                self._history.append(metrics)
+                self.control.on_step(metrics)
+                is_last = step + 1 == self.num_steps
+                is_stopping = not is_last and self.control.should_stop()
+                if is_stopping or is_last or (step + 1) % self.plan.checkpoint_every_steps == 0:
+                    self._save(step + 1, self._seconds_before + time.monotonic() - started)
+                if is_epoch_end:
+                    self.control.on_epoch(metrics)
+                if is_stopping:
+                    return LoopResult(
+                        self._history, self._seconds_before + time.monotonic() - started, is_complete=False
+                    )
+        self.method.finish()
+        return LoopResult(self._history, self._seconds_before + time.monotonic() - started, is_complete=True)
+
+    def _step(self, step: int) -> StepMetrics:
+        rows = self._rows_of(step)
+        step_totals = totals(rows)
+        gradients = _Gradients(self, rows)
+        self.method.before_gradients(gradients)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, correct = 0.0, 0
+        for micro in micro_batches(rows, self.plan.micro_batch_tokens):
+            part_loss, part_correct = self._backward(micro, step_totals)
+            loss, correct = loss + part_loss, correct + part_correct
+        penalty = self.method.parameter_penalty()
+        if penalty is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
+        self.method.adjust_gradients(gradients)
+        norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.plan.max_gradient_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingDiverged(
+                f"Step {step + 1}: the loss is {loss} and the gradient norm {norm}. Lower the learning rate."
+            )
+        rate = self._learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.method.after_step(step)
+        return StepMetrics(
+            step=step + 1,
+            loss=loss,
+            token_accuracy=correct / step_totals.user_tokens,
+            gradient_norm=norm,
+            learning_rate=rate,
+            trained_tokens=step_totals.user_tokens,
+            processed_tokens=sum(len(r.ids) for r in rows),
+            replayed_tokens=step_totals.replay_tokens,
+            counters=self.method.counters(),
+        )
+
+    def _rows_of(self, step: int) -> list[TokenRow]:
+        memory = self.method.memory_batch(step)
+        if memory is not None:
+            return [replace(row, memory_index=None) for row in memory]
+        picked = batch_indices(len(self.rows), self.plan.batch_size, step, self.plan.seed)
+        return [*(self.rows[i] for i in picked), *self.method.replay_rows(step)]
+
+    def _backward(self, micro: Sequence[TokenRow], step_totals: StepTotals) -> tuple[float, int]:
+        """Backward through one forward; returns its share of the mean loss, and its correct tokens."""
+        user = [(row, k) for k, row in enumerate(micro) if row.memory_index is None]
+        replay = [(row, k) for k, row in enumerate(micro) if row.memory_index is not None]
+        batch = pack([row.ids for row in micro], self.device)
+        with autocast(self.model):
+            hidden = hidden_states(self.model, batch)
+        objective = torch.zeros((), device=self.device)
+        loss, correct = 0.0, 0
+        if user:
+            result = cross_entropy(
+                self.head,
+                hidden.index_select(0, self._positions(user, batch.row_starts)),
+                torch.tensor([t for row, _ in user for t in row.targets], device=self.device),
+            )
+            share = result.loss_sum / step_totals.user_tokens
+            objective, loss, correct = objective + share, float(share.detach()), result.num_correct
+        if replay:
+            states = hidden.index_select(0, self._positions(replay, batch.row_starts))
+            term = self.method.replay_loss(states, [row for row, _ in replay], step_totals)
+            if term is not None:
+                objective = objective + term
+        objective.backward()  # type: ignore[no-untyped-call]
+        return loss, correct
+
+    def _positions(self, rows: Sequence[tuple[TokenRow, int]], starts: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([starts[k] + p for row, k in rows for p in row.positions], device=self.device)
+
+    @torch.no_grad()
+    def _with_validation(self, metrics: StepMetrics) -> StepMetrics:
+        loss, correct, tokens = 0.0, 0, totals(self.validation_rows).user_tokens
+        self.model.eval()
+        for micro in micro_batches(self.validation_rows, self.plan.micro_batch_tokens):
+            batch = pack([row.ids for row in micro], self.device)
+            with autocast(self.model):
+                hidden = hidden_states(self.model, batch)
+            places = self._positions([(row, k) for k, row in enumerate(micro)], batch.row_starts)
+            targets = torch.tensor([t for row in micro for t in row.targets], device=self.device)
+            result = cross_entropy(self.head, hidden.index_select(0, places), targets)
+            loss, correct = loss + float(result.loss_sum), correct + result.num_correct
+        self.model.train()
+        values = {"valid_loss": loss / tokens, "valid_token_accuracy": correct / tokens}
+        return StepMetrics(**(asdict(metrics) | values))
+
+    def _learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine from the peak to `FINAL_LEARNING_RATE` of it."""
+        warmup = max(1, round(self.plan.warmup_ratio * self.num_steps))
+        if step < warmup:
+            return self.plan.learning_rate * (step + 1) / warmup
+        progress = (step - warmup) / max(1, self.num_steps - warmup)
+        cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+        return self.plan.learning_rate * (FINAL_LEARNING_RATE + (1.0 - FINAL_LEARNING_RATE) * cosine)
+
+    @contextmanager
+    def _train_mode(self) -> Iterator[None]:
+        self.model.train()
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def _restore(self) -> int:
+        state = load_latest(self.checkpoint_dir)
+        if state is None:
+            return 0
+        if state.facts["run_key"] != self.run_key:
+            raise CheckpointDamaged("The checkpoint belongs to a run with another base, data set or plan.")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state.parameters[name])
+        restore_optimizer(self.optimizer, self.parameters, state.optimizer)
+        self.method.load_state(state.method)
+        torch.set_rng_state(state.rng_state)
+        self._history = [StepMetrics(**m) for m in state.facts["history"]]
+        self._seconds_before = state.facts["seconds"]
+        return state.next_step
+
+    def _save(self, next_step: int, seconds: float) -> None:
+        facts = {"run_key": self.run_key, "history": [asdict(m) for m in self._history], "seconds": seconds}
+        save_checkpoint(
+            self.checkpoint_dir,
+            TrainingState(
+                next_step,
+                {name: p.detach() for name, p in self.parameters.items()},
+                optimizer_tensors(self.optimizer, self.parameters),
+                self.method.state(),
+                torch.get_rng_state(),
+                facts,
+            ),
+        )
+
+
+class _Gradients:
+    """The loop's side of `StepGradients`."""
+
+    def __init__(self, loop: TrainingLoop, rows: Sequence[TokenRow]) -> None:
+        self._loop = loop
+        self.rows = rows
+
+    def current(self) -> dict[str, torch.Tensor]:
+        return {n: p.grad for n, p in self._loop.parameters.items() if p.grad is not None}
+
+    def of_rows(self, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
+        parameters = self._loop.parameters
+        kept = {name: p.grad for name, p in parameters.items()}
+        for p in parameters.values():
+            p.grad = None
+        as_task = [replace(row, memory_index=None) for row in rows]
+        step_totals = totals(as_task)
+        for micro in micro_batches(as_task, self._loop.plan.micro_batch_tokens):
+            self._loop._backward(micro, step_totals)  # noqa: SLF001  (the same loop, seen from a hook)
+        found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        for name, p in parameters.items():
+            p.grad = kept[name]
+        return found

@@ -1,0 +1,122 @@
+"""Training rows as token ids, the batches drawn from them, and how a step is cut into forwards.
+
+Everything random is a function of (seed, epoch or step), so a resumed run needs no sampler state.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from app.contracts.chat import ChatRow
+from workers.finetuning.errors import DatasetRefused
+from workers.modeling.chat import ChatCodec, EncodedRow
+from workers.modeling.errors import ModelingError
+
+_EPOCH, _MEMORY = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """A row ready to train on. Position p is predicted *from* when token p + 1 is trained."""
+
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    """Positions whose hidden state predicts a trained token."""
+    targets: tuple[int, ...]
+    """The tokens predicted there; as long as `positions`."""
+    memory_index: int | None = None
+    """Which row of the safety memory this is; None for the user's rows."""
+
+
+class Dataset(NamedTuple):
+    """The user's rows."""
+
+    rows: tuple[TokenRow, ...]
+    num_cut: int
+    """Rows whose end was cut off at the token limit."""
+
+
+class StepTotals(NamedTuple):
+    """Trained tokens of a whole optimizer step: what its means are taken over."""
+
+    user_tokens: int
+    replay_tokens: int
+
+
+def token_row(encoded: EncodedRow, memory_index: int | None = None) -> TokenRow:
+    """Positions and targets of an encoded row."""
+    positions = tuple(p for p in range(len(encoded.ids) - 1) if encoded.is_trained[p + 1])
+    return TokenRow(encoded.ids, positions, tuple(encoded.ids[p + 1] for p in positions), memory_index)
+
+
+def encode_dataset(codec: ChatCodec, rows: Sequence[ChatRow], *, max_tokens: int) -> Dataset:
+    """Encodes rows for training.
+
+    Raises:
+        DatasetRefused: A row cannot be trained on; the message counts rows from 1.
+    """
+    if not rows:
+        raise DatasetRefused("The training file has no rows.")
+    encoded = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            encoded.append(codec.encode_row(row, max_tokens=max_tokens))
+        except ModelingError as error:
+            raise DatasetRefused(f"Row {number}: {error}") from error
+    return Dataset(tuple(token_row(e) for e in encoded), sum(e.is_cut for e in encoded))
+
+
+def steps_per_epoch(num_rows: int, batch_size: int) -> int:
+    """Optimizer steps of an epoch; the last one may have fewer rows."""
+    return -(-num_rows // batch_size)
+
+
+def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """User rows of optimizer step `step` (from 0): every row once an epoch, in an order drawn anew each epoch."""
+    per_epoch = steps_per_epoch(num_rows, batch_size)
+    epoch, place = divmod(step, per_epoch)
+    order = _permutation(num_rows, seed, _EPOCH, epoch)
+    return order[place * batch_size : (place + 1) * batch_size]
+
+
+def memory_indices(num_rows: int, rows_per_step: int, step: int, seed: int) -> list[int]:
+    """Memory rows of a step: drawn without replacement until all were seen, then in a new order."""
+    first = step * rows_per_step
+    picked = []
+    for draw in range(first, first + rows_per_step):
+        cycle, place = divmod(draw, num_rows)
+        picked.append(_permutation(num_rows, seed, _MEMORY, cycle)[place])
+    return picked
+
+
+def micro_batches(rows: Sequence[TokenRow], max_tokens: int) -> list[list[TokenRow]]:
+    """Cuts a step's rows into forwards of at most `max_tokens` tokens (a single longer row goes alone).
+
+    Longest first into the first place with room: few forwards, and a fixed result for fixed rows.
+    """
+    bins: list[list[TokenRow]] = []
+    room: list[int] = []
+    for row in sorted(rows, key=lambda r: -len(r.ids)):
+        size = len(row.ids)
+        place = next((i for i, free in enumerate(room) if free >= size), None)
+        if place is None:
+            bins.append([row])
+            room.append(max(0, max_tokens - size))
+        else:
+            bins[place].append(row)
+            room[place] -= size
+    return bins
+
+
+def totals(rows: Sequence[TokenRow]) -> StepTotals:
+    """Trained tokens of a step."""
+    user = sum(len(r.positions) for r in rows if r.memory_index is None)
+    return StepTotals(user, sum(len(r.positions) for r in rows) - user)
+
+
+def _permutation(size: int, seed: int, stream: int, cycle: int) -> list[int]:
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + cycle) * 7 + stream)
+    order: list[int] = torch.randperm(size, generator=generator).tolist()
+    return order

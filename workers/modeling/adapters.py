@@ -1,0 +1,125 @@
+"""LoRA adapters in PEFT's format: attach, save, merge into a base, and concatenate two of them exactly.
+
+An adapter changes a weight by scaling * B A. Merging and concatenating work on these true deltas: PEFT's own
+linear combination would mix A and B of different adapters and so add cross terms.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel
+
+from app.contracts.plan import LoraPlan
+from workers.modeling.errors import ModelingError
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+_PREFIX = "base_model.model."
+
+
+class LoraPair(NamedTuple):
+    """One weight's update, scaling included in `b`: delta = b @ a."""
+
+    a: torch.Tensor
+    """[rank, inputs]"""
+    b: torch.Tensor
+    """[outputs, rank]"""
+
+
+def target_modules(model: PreTrainedModel) -> list[str]:
+    """Names of all linear layers but the output head: where adapters attach."""
+    head = model.get_output_embeddings()
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+
+
+def attach(model: PreTrainedModel, plan: LoraPlan, *, seed: int) -> PeftModel:
+    """Attaches a fresh adapter (A random from `seed`, B zero) in float32; the model is changed in place."""
+    names = sorted({name.rsplit(".", 1)[-1] for name in target_modules(model)})
+    config = LoraConfig(
+        r=plan.rank, lora_alpha=plan.alpha, lora_dropout=plan.dropout, target_modules=names, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            # PEFT would compute the adapter in float32 whatever the model's precision; autocast decides here.
+            module.cast_input_dtype_enabled = False
+    return peft_model
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The adapter's parameters by name, in a fixed order."""
+    return {name: p for name, p in sorted(model.named_parameters()) if p.requires_grad}
+
+
+def save(peft_model: PeftModel, directory: Path, *, base_name: str) -> None:
+    """Writes an adapter folder that PEFT loads."""
+    peft_model.save_pretrained(str(directory), safe_serialization=True)
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    config["base_model_name_or_path"] = base_name
+    config["target_modules"] = sorted(config["target_modules"])
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (directory / "README.md").unlink(missing_ok=True)
+
+
+def read_pairs(directory: Path) -> dict[str, LoraPair]:
+    """The float32 updates of an adapter folder, by name of the weight's module."""
+    config = json.loads((directory / CONFIG_FILE).read_text())
+    scaling = config["lora_alpha"] / config["r"]
+    tensors = load_file(directory / WEIGHTS_FILE)
+    pairs = {}
+    for key, a in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            b = tensors[key.replace(".lora_A.", ".lora_B.")]
+            module = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
+            pairs[module] = LoraPair(a.float(), b.float() * scaling)
+    if 2 * len(pairs) != len(tensors):
+        raise ModelingError(f"{directory} holds more than LoRA pairs; it cannot be merged exactly.")
+    return pairs
+
+
+@torch.no_grad()
+def merge_into(model: PreTrainedModel, pairs: dict[str, LoraPair]) -> None:
+    """Adds an adapter's updates to the model's weights, computed in float32."""
+    modules = dict(model.named_modules())
+    for name, pair in pairs.items():
+        weight = modules[name].weight
+        assert isinstance(weight, torch.Tensor)
+        weight.copy_(weight.float() + pair.b.to(weight.device) @ pair.a.to(weight.device))
+
+
+def write_concatenation(first: Path, second: Path, directory: Path, *, base_name: str) -> None:
+    """Writes the adapter whose update is the exact sum of two adapters' updates; ranks add up.
+
+    The second was trained on the base with the first merged, so the sum, on the original base, is the same model.
+    """
+    one, two = read_pairs(first), read_pairs(second)
+    tensors: dict[str, torch.Tensor] = {}
+    rank = 0
+    for name in sorted(one.keys() | two.keys()):
+        parts = [pairs[name] for pairs in (one, two) if name in pairs]
+        a, b = torch.cat([p.a for p in parts]), torch.cat([p.b for p in parts], dim=1)
+        rank = max(rank, a.shape[0])
+        tensors[f"{_PREFIX}{name}.lora_A.weight"], tensors[f"{_PREFIX}{name}.lora_B.weight"] = a, b
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file({k: _pad_rank(k, v, rank) for k, v in tensors.items()}, directory / WEIGHTS_FILE, {"format": "pt"})
+    config = json.loads((second / CONFIG_FILE).read_text())
+    # alpha = rank: the scalings are already inside B.
+    config.update(r=rank, lora_alpha=rank, base_model_name_or_path=base_name)
+    config["target_modules"] = sorted({name.rsplit(".", 1)[-1] for name in one.keys() | two.keys()})
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _pad_rank(key: str, tensor: torch.Tensor, rank: int) -> torch.Tensor:
+    """PEFT wants one rank for all modules; a module that only one adapter changes is filled up with zeros."""
+    is_a = ".lora_A." in key
+    missing = rank - tensor.shape[0 if is_a else 1]
+    if missing == 0:
+        return tensor.contiguous()
+    return nn.functional.pad(tensor, (0, 0, 0, missing) if is_a else (0, missing)).contiguous()

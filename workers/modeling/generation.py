@@ -1,0 +1,144 @@
+"""Answers and scores of a loaded model: the TextModel that evaluation works with."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from app.contracts.chat import ChatMessage, ChatRow
+from workers.modeling.chat import ChatCodec
+from workers.modeling.heads import cross_entropy, output_head
+from workers.modeling.loading import LoadedModel, autocast
+from workers.modeling.packing import hidden_states, pack, packed_attention
+from workers.modeling.text_model import OnProgress, RowScore
+
+BATCH_TOKENS = 8192
+"""Prompt plus answer tokens of a generation batch, which bounds its key-value cache."""
+MAX_BATCH_ROWS = 64
+SCORE_TOKENS = 4096
+
+
+class LocalModel:
+    """A model on this machine. `peft_model` given and `use_adapter` False: the base under its adapter."""
+
+    decoding = "greedy"
+
+    def __init__(
+        self, loaded: LoadedModel, *, peft_model: Any = None, use_adapter: bool = True, max_row_tokens: int = 2048
+    ) -> None:
+        self._model: PreTrainedModel = loaded.model
+        self._codec: ChatCodec = loaded.codec
+        self._peft_model = peft_model
+        self._use_adapter = use_adapter
+        self._max_row_tokens = max_row_tokens
+        self._device = loaded.model.get_input_embeddings().weight.device
+
+    def generate(
+        self, conversations: Sequence[Sequence[ChatMessage]], *, max_new_tokens: int, on_progress: OnProgress
+    ) -> list[str]:
+        """Greedy answers, in the order given; conversations of similar length share a batch."""
+        generated = self.generate_ids(
+            [self._codec.encode_prompt(c) for c in conversations], max_new_tokens, on_progress
+        )
+        return [self._codec.decode(ids) for ids in generated]
+
+    @torch.inference_mode()
+    def generate_ids(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, on_progress: OnProgress
+    ) -> list[list[int]]:
+        """Greedy continuations as ids, the token that ends the answer included."""
+        self._model.eval()
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            eos_token_id=sorted(self._codec.end_ids),
+            pad_token_id=self._codec.pad_id,
+        )
+        answers: list[list[int]] = [[] for _ in prompts]
+        done = 0
+        with self._adapter_choice():
+            for batch in _length_batches(prompts, max_new_tokens):
+                width = max(len(prompts[i]) for i in batch)
+                ids = torch.full((len(batch), width), self._codec.pad_id, dtype=torch.long)
+                mask = torch.zeros_like(ids)
+                for place, index in enumerate(batch):
+                    ids[place, width - len(prompts[index]) :] = torch.tensor(prompts[index])
+                    mask[place, width - len(prompts[index]) :] = 1
+                output = self._model.generate(
+                    input_ids=ids.to(self._device), attention_mask=mask.to(self._device), generation_config=config
+                )
+                for place, index in enumerate(batch):
+                    answers[index] = self._until_end(output[place, width:].tolist())
+                done += len(batch)
+                on_progress(done, len(prompts))
+        return answers
+
+    @torch.inference_mode()
+    def score(self, rows: Sequence[ChatRow], *, on_progress: OnProgress) -> list[RowScore]:
+        """Teacher-forced scores of the assistant's tokens, in the order given."""
+        self._model.eval()
+        head = output_head(self._model)
+        encoded = [self._codec.encode_row(row, max_tokens=self._max_row_tokens) for row in rows]
+        order = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].ids))
+        scores: list[RowScore] = [RowScore(0.0, 0, 0)] * len(rows)
+        done = 0
+        longest = max((len(e.ids) for e in encoded), default=0)
+        with self._adapter_choice(), packed_attention(self._model, longest):
+            for group in _token_groups([len(encoded[i].ids) for i in order], SCORE_TOKENS):
+                members = [order[k] for k in group]
+                batch = pack([encoded[i].ids for i in members], self._device)
+                hidden = hidden_states(self._model, batch)
+                for place, index in enumerate(members):
+                    row = encoded[index]
+                    trained = [t for t in range(1, len(row.ids)) if row.is_trained[t]]
+                    positions = torch.tensor(trained, device=self._device) - 1 + batch.row_starts[place]
+                    targets = torch.tensor([row.ids[t] for t in trained], device=self._device)
+                    result = cross_entropy(head, hidden.index_select(0, positions), targets)
+                    scores[index] = RowScore(float(result.loss_sum), len(trained), result.num_correct)
+                done += len(members)
+                on_progress(done, len(rows))
+        return scores
+
+    @contextmanager
+    def _adapter_choice(self) -> Iterator[None]:
+        choice = nullcontext() if self._peft_model is None or self._use_adapter else self._peft_model.disable_adapter()
+        # The adapter is float32; in a bf16 model it computes in bf16, as in training.
+        precision = autocast(self._model)
+        with choice, precision:
+            yield
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        for place, token in enumerate(ids):
+            if token in self._codec.end_ids:
+                return ids[: place + 1]
+        return ids
+
+
+def _length_batches(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    """Indices in batches of similar length, longest first (so that memory runs out at once or never)."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+    batches: list[list[int]] = []
+    for index in order:
+        width = len(prompts[batches[-1][0]]) if batches else 0
+        if (
+            not batches
+            or len(batches[-1]) >= MAX_BATCH_ROWS
+            or (len(batches[-1]) + 1) * (width + max_new_tokens) > BATCH_TOKENS
+        ):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _token_groups(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    room = 0
+    for index, length in enumerate(lengths):
+        if not groups or length > room:
+            groups.append([])
+            room = max_tokens
+        groups[-1].append(index)
+        room -= length
+    return groups

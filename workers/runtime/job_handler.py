@@ -1,0 +1,216 @@
+"""Running a fine-tuning job: `python -m workers.stages`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.contracts.plan import TrainingPlan
+from app.contracts.progress import FailureMessage, JobResultMessage, Message
+from app.contracts.specs import SPEC_FILE, JobSpec
+from app.contracts.states import BaseStatus, FailureCode, JobStatus, WorkState
+from app.ids import new_id
+from app.models import BaseModelRow, File, FineTunedModel, Job
+from app.storage import ObjectNotFoundError
+from workers.runtime import job_rows
+from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler
+from workers.runtime.job_results import STEP_METRICS_NAME, StoredJob, sha256_of, store_job
+
+MODEL_ID_LENGTH = 8
+
+
+def model_name(job: Job, organization: str) -> str:
+    """Name under which the job publishes: the same in every attempt, as it comes from the job's random id."""
+    return f"ft:{job.base_id}:{organization}:{job.suffix or ''}:{job.id[-MODEL_ID_LENGTH:]}"
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """One of the job's input files."""
+
+    param: str
+    storage_key: str
+    sha256: str
+
+
+class JobHandler(WorkHandler):
+    """Trains, evaluates and packages an adapter for a tenant."""
+
+    module = "workers.stages"
+    _job: Job
+    _model_name: str
+    _prepared_dir: Path
+    _training: _Upload
+    _validation: _Upload | None
+
+    def is_over(self, session: Session) -> bool:
+        status = session.scalar(select(Job.status).where(Job.id == self.lease.subject_id))
+        return status is None or JobStatus(status).is_final
+
+    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
+        job = session.get_one(Job, self.lease.subject_id)
+        self._job = job
+        self._model_name = model_name(job, self._settings.organization)
+        job_rows.mark_started(session, job.id, self.lease.attempt, self.lease.max_attempts)
+        if is_fresh_folder:
+            # What a stage handed on are files of the folder it ran in.
+            job.stages = {}
+        self._prepared_dir = self._find_base(session)
+        self._training = _find_upload(session, job.training_file, "training_file")
+        self._validation = (
+            _find_upload(session, job.validation_file, "validation_file") if job.validation_file else None
+        )
+
+    def write_spec(self, folder: Path) -> None:
+        training_file = self._fetch(self._training, folder)
+        spec = JobSpec(
+            job_id=self._job.id,
+            base_id=self._job.base_id,
+            prepared_dir=self._prepared_dir,
+            training_file=training_file,
+            training_file_sha256=self._training.sha256,
+            validation_file=self._fetch(self._validation, folder) if self._validation else None,
+            plan=TrainingPlan.model_validate(self._job.plan),
+            model_name=self._model_name,
+            finished_stages=self._job.stages,
+        )
+        (folder / SPEC_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
+
+    def stop_requested(self, session: Session) -> StopRequest | None:
+        match session.scalar(select(Job.stop_requested).where(Job.id == self.lease.subject_id)):
+            case "cancel":
+                return "cancel"
+            case "pause":
+                return "pause"
+            case _:
+                return None
+
+    def apply(self, session: Session, messages: Sequence[Message]) -> None:
+        job_rows.apply(session, self.lease.subject_id, self._model_name, messages)
+
+    def store(self, folder: Path, result: Result) -> StoredJob:
+        if not isinstance(result, JobResultMessage):
+            raise WorkFailedError(FailureCode.INTERNAL_ERROR, "The job ended with another kind of result.")
+        return store_job(self._storage, self.lease, folder, result)
+
+    def discard(self, session: Session, stored: StoredJob) -> None:
+        published = session.scalar(select(Job.adapter_key).where(Job.id == self.lease.subject_id))
+        if published == stored.adapter.key:
+            return
+        for key in stored.keys:
+            self._storage.delete(key)
+
+    def succeed(self, session: Session, stored: StoredJob) -> None:
+        job = self._job
+        metrics = File(
+            id=new_id("file-"),
+            project_id=job.project_id,
+            filename=STEP_METRICS_NAME,
+            purpose="fine-tune-results",
+            bytes=stored.step_metrics.size_bytes,
+            sha256=stored.step_metrics.sha256,
+            storage_key=stored.step_metrics.key,
+            status="processed",
+        )
+        session.add(metrics)
+        session.add(FineTunedModel(id=self._model_name, project_id=job.project_id, job_id=job.id, base_id=job.base_id))
+        job_rows.move(
+            session,
+            job.id,
+            JobStatus.SUCCEEDED,
+            fine_tuned_model=self._model_name,
+            trained_tokens=stored.trained_tokens,
+            result_files=[metrics.id],
+            adapter_key=stored.adapter.key,
+            adapter_sha256=stored.adapter.sha256,
+            adapter_bytes=stored.adapter.size_bytes,
+            report_key=stored.report.key,
+            stop_requested=None,
+        )
+        job_rows.say(session, job.id, f"New fine-tuned model created: {self._model_name}")
+        job_rows.say(session, job.id, "The job has successfully completed")
+
+    def fail(self, session: Session, failure: FailureMessage) -> None:
+        job_rows.move(
+            session,
+            self.lease.subject_id,
+            JobStatus.FAILED,
+            error_code=failure.code,
+            error_message=failure.message,
+            error_param=failure.param,
+            stop_requested=None,
+        )
+        job_rows.say(session, self.lease.subject_id, failure.message, level="error", data={"code": failure.code.value})
+
+    def requeue(self, session: Session, reason: str) -> None:
+        # An attempt that failed before it began has left the job where it was.
+        if session.scalar(select(Job.status).where(Job.id == self.lease.subject_id)) != JobStatus.QUEUED:
+            job_rows.move(session, self.lease.subject_id, JobStatus.QUEUED)
+        job_rows.say(session, self.lease.subject_id, f"{reason} The job waits for its next attempt.", level="warn")
+
+    def stop(self, session: Session, request: StopRequest) -> WorkState:
+        is_pause = request == "pause"
+        status = JobStatus.PAUSED if is_pause else JobStatus.CANCELLED
+        job_rows.move(session, self.lease.subject_id, status, stop_requested=None)
+        job_rows.say(session, self.lease.subject_id, f"Fine-tuning job {status}")
+        return WorkState.PAUSED if is_pause else WorkState.CANCELLED
+
+    def _find_base(self, session: Session) -> Path:
+        base = session.get_one(BaseModelRow, self._job.base_id)
+        if base.status != BaseStatus.READY or base.prepared_hash is None:
+            raise WorkFailedError(
+                FailureCode.BASE_NOT_READY,
+                f"The base model {base.id} is not ready (it is {base.status}). Wait until GET /v1/models lists it, or "
+                f"have the operator run `unforgotten models prepare {base.id}`; then create the job again.",
+                param="model",
+            )
+        prepared_dir = self._settings.bases_dir / base.prepared_hash
+        if not prepared_dir.is_dir():
+            raise WorkFailedError(
+                FailureCode.ARTEFACT_MISSING,
+                f"The prepared files of the base model {base.id} are not on this worker. Have the operator share "
+                f"UNFORGOTTEN_ARTEFACTS_DIR with it or run `unforgotten models prepare {base.id}`.",
+                param="model",
+            )
+        return prepared_dir
+
+    def _fetch(self, upload: _Upload, folder: Path) -> Path:
+        """The upload as a file in the work folder, the bytes that the tenant had sent."""
+        path = folder / f"{upload.param}.jsonl"
+        if path.is_file() and sha256_of(path) == upload.sha256:
+            return path
+        try:
+            self._storage.get_file(upload.storage_key, path)
+        except ObjectNotFoundError:
+            raise _gone(upload.param) from None
+        if sha256_of(path) != upload.sha256:
+            raise WorkFailedError(
+                _INVALID_CODES[upload.param],
+                f"The stored {upload.param.replace('_', ' ')} is damaged: its checksum is not that of the upload. "
+                "Upload it again and create a new job.",
+                param=upload.param,
+            )
+        return path
+
+
+_INVALID_CODES = {
+    "training_file": FailureCode.INVALID_TRAINING_FILE,
+    "validation_file": FailureCode.INVALID_VALIDATION_FILE,
+}
+
+
+def _find_upload(session: Session, file_id: str, param: str) -> _Upload:
+    file = session.get(File, file_id)
+    if file is None:
+        raise _gone(param)
+    return _Upload(param, file.storage_key, file.sha256)
+
+
+def _gone(param: str) -> WorkFailedError:
+    return WorkFailedError(
+        _INVALID_CODES[param],
+        f"The {param.replace('_', ' ')} was deleted before the job read it. Upload it again and create a new job.",
+        param=param,
+    )

@@ -1,0 +1,82 @@
+"""A job's files on their way into the object store, under keys that only one attempt can know."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.contracts.progress import JobResultMessage
+from app.contracts.states import FailureCode
+from app.storage import ObjectStorage, job_key
+from workers.runtime.handler import WorkFailedError
+from workers.runtime.lease import Lease
+
+STEP_METRICS_NAME = "step_metrics.csv"
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file in the object store."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class StoredJob:
+    """What a job has produced, stored but not yet published."""
+
+    trained_tokens: int
+    adapter: StoredFile
+    report: StoredFile
+    step_metrics: StoredFile
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.adapter.key, self.report.key, self.step_metrics.key)
+
+
+def store_job(storage: ObjectStorage, lease: Lease, folder: Path, result: JobResultMessage) -> StoredJob:
+    """Stores a job's files.
+
+    The keys hold the lease's token, so a stale holder never writes over what a later attempt has published.
+
+    Raises:
+        WorkFailedError: A file is missing, lies outside the work folder, or is not the one that was announced.
+    """
+
+    def store(name: str, as_name: str) -> StoredFile:
+        return _store(storage, folder, name, job_key(lease.subject_id, lease.token, as_name))
+
+    adapter = store(result.adapter_archive, f"adapter{''.join(Path(result.adapter_archive).suffixes)}")
+    if adapter.sha256 != result.adapter_sha256:
+        raise WorkFailedError(
+            FailureCode.INTERNAL_ERROR,
+            "The adapter archive changed while it was stored. Create the job again; if this returns, "
+            "ask the service's operator to check the worker's disk.",
+        )
+    return StoredJob(
+        trained_tokens=result.trained_tokens,
+        adapter=adapter,
+        report=store(result.report, "report.json"),
+        step_metrics=store(result.step_metrics, STEP_METRICS_NAME),
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """A file's checksum in hexadecimal, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _store(storage: ObjectStorage, folder: Path, name: str, key: str) -> StoredFile:
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()) or not path.is_file():
+        raise WorkFailedError(
+            FailureCode.INTERNAL_ERROR,
+            f"The training process announced the file {name!r}, which its work folder does not hold. "
+            "Create the job again; if this returns, send the job's id to the service's operator.",
+        )
+    stored = StoredFile(key, sha256_of(path), path.stat().st_size)
+    storage.put_file(key, path)
+    return stored

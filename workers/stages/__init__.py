@@ -1,0 +1,5 @@
+"""The stages of a fine-tuning job, one file each, run by one child process: train, evaluate, package.
+
+Each stage leaves its results in the work folder before it is reported as done, so a new attempt starts at the first
+unfinished stage (and training at its last checkpoint).
+"""

@@ -1,0 +1,70 @@
+"""The README.md in an adapter archive."""
+
+from typing import Any
+
+from app.contracts.evaluation import Report
+from workers.evaluation.report import to_markdown
+
+_USE = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained({base!r})
+model = PeftModel.from_pretrained(model, {folder!r})
+tokenizer = AutoTokenizer.from_pretrained(".")
+```
+"""
+
+
+def model_card(report: Report, record: dict[str, Any]) -> str:
+    """Markdown: what this is, how to load it, what was measured.
+
+    Args:
+        report: The job's report.
+        record: The prepared base's record (prepared.json).
+    """
+    is_aligned = bool(record["recipe"]["align"])
+    lines = [
+        "---",
+        "library_name: peft",
+        f"base_model: {report.provenance.base}",
+        "tags: [lora, safety, unforgotten]",
+        "---",
+        f"# {report.model}",
+        "",
+        _what(report),
+        "",
+        "## Loading",
+        "",
+    ]
+    if is_aligned:
+        lines += [
+            _two_bases(report, record["source"]),
+            "",
+            _USE.format(base="PUBLIC_BASE", folder="for_original_base"),
+        ]
+    else:
+        lines.append(_USE.format(base=record["source"], folder="."))
+    rank = "the rank in adapter_config.json"
+    lines += [
+        f"Servers need a maximum LoRA rank of at least {rank} (vLLM: `--max-lora-rank`).",
+        "",
+        to_markdown(report),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _what(report: Report) -> str:
+    training = report.training
+    return (
+        f"A LoRA adapter for `{report.provenance.base}`, trained with the method `{training.method.name}` on "
+        f"{training.num_rows} rows ({training.num_epochs} epochs)."
+    )
+
+
+def _two_bases(report: Report, source: str) -> str:
+    return (
+        f"This folder's adapter starts from the provider's *aligned* base (theta_safe, `{report.provenance.base}`, hash "
+        f"`{report.provenance.base_hash[:16]}`). `for_original_base/` holds the same model relative to the public "
+        f"weights (`{source}`): the alignment's and this job's updates concatenated, exact up to rounding."
+    )

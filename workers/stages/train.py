@@ -1,0 +1,89 @@
+"""Stage 1: train the adapter with the job's method."""
+
+import time
+from typing import Any
+
+from app.contracts.progress import CheckpointMessage, EventMessage, MetricsMessage, PhaseMessage
+from app.contracts.states import JobPhase
+from workers.channel import Channel, StopAsked
+from workers.finetuning.loop import RunControl, StepMetrics
+from workers.finetuning.rows import steps_per_epoch
+from workers.finetuning.run import finetune
+from workers.modeling.loading import load
+from workers.stages.context import StageContext
+
+NAME = "train"
+METRICS_SECONDS = 2.0
+"""Metrics are sent no more often than this (and for the first and the last step)."""
+
+
+class _Reporter(RunControl):
+    def __init__(self, channel: Channel, num_steps: int) -> None:
+        self._channel = channel
+        self._num_steps = num_steps
+        self._sent_at = 0.0
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        now = time.monotonic()
+        if metrics.step not in (1, self._num_steps) and now - self._sent_at < METRICS_SECONDS:
+            return
+        self._sent_at = now
+        extra = {"learning_rate": metrics.learning_rate, "gradient_norm": metrics.gradient_norm, **metrics.counters}
+        self._channel.send(
+            MetricsMessage(
+                step=metrics.step,
+                total_steps=self._num_steps,
+                train_loss=metrics.loss,
+                train_mean_token_accuracy=metrics.token_accuracy,
+                extra=extra,
+            )
+        )
+
+    def on_epoch(self, metrics: StepMetrics) -> None:
+        numbers = {
+            "step": float(metrics.step),
+            "train_loss": metrics.loss,
+            "train_mean_token_accuracy": metrics.token_accuracy,
+        }
+        if metrics.valid_loss is not None and metrics.valid_token_accuracy is not None:
+            numbers |= {
+                "full_valid_loss": metrics.valid_loss,
+                "full_valid_mean_token_accuracy": metrics.valid_token_accuracy,
+            }
+        self._channel.send(CheckpointMessage(step=metrics.step, metrics=numbers))
+
+    def should_stop(self) -> bool:
+        return self._channel.should_stop()
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Trains, or goes on from the last checkpoint.
+
+    Raises:
+        StopAsked: It was asked to stop; a checkpoint is there.
+    """
+    context.channel.send(PhaseMessage(phase=JobPhase.TRAINING))
+    spec, plan = context.spec, context.spec.plan
+    rows = context.training_rows()
+    num_steps = plan.num_epochs * steps_per_epoch(len(rows), plan.batch_size)
+    context.channel.say(
+        f"Training {num_steps} steps on {len(rows)} rows with method «{plan.method.name}» "
+        f"(LoRA rank {plan.lora.rank}, learning rate {plan.learning_rate:g}, batch size {plan.batch_size})"
+    )
+    result = finetune(
+        load(context.artefacts.model_dir, precision=plan.precision),
+        rows,
+        plan,
+        out_dir=context.training_dir,
+        base_name=spec.base_id,
+        base_hash=context.artefacts.record["theta_safe_hash"],
+        artefacts=context.artefacts,
+        validation_rows=context.validation_rows(),
+        control=_Reporter(context.channel, num_steps),
+    )
+    if result.summary is None:
+        raise StopAsked
+    for note in result.summary.notes:
+        context.channel.send(EventMessage(level="warn", message=note))
+    context.summary_file.write_text(result.summary.model_dump_json(indent=2))
+    return {"trained_tokens": result.summary.trained_tokens, "seconds": round(result.summary.seconds, 1)}
