@@ -5,6 +5,7 @@ import time
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -54,6 +55,9 @@ class Envelope:
         request_log = log.bind(request_id=request_id, method=scope["method"], path=scope["path"])
         try:
             await self._handle(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            request_log.info("client_went_away")
+            return
         except Exception:
             request_log.exception("request_failed")
             if status is not None:

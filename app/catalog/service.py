@@ -14,6 +14,15 @@ from app.models import BaseModelRow, FineTunedModel
 
 
 @dataclass(frozen=True)
+class RegisteredBase:
+    """What an operator wants to know of a base."""
+
+    status: BaseStatus
+    source: str
+    error: str | None
+
+
+@dataclass(frozen=True)
 class CatalogService:
     """What can be asked for."""
 
@@ -80,10 +89,11 @@ class CatalogService:
             )
             return BaseStatus.REGISTERED
 
-    def bases(self) -> dict[str, tuple[BaseStatus, str, str | None]]:
-        """State, source and error of every registered base."""
+    def bases(self) -> dict[str, RegisteredBase]:
+        """Every registered base by name."""
         with self.database.transaction() as session:
-            return {row.id: (BaseStatus(row.status), row.source, row.error) for row in repository.list_bases(session)}
+            rows = repository.list_bases(session)
+        return {row.id: RegisteredBase(BaseStatus(row.status), row.source, row.error) for row in rows}
 
     def _base(self, row: BaseModelRow) -> ModelObject:
         return ModelObject(id=row.id, created=int(row.created_at), owned_by=self.organization)

@@ -119,7 +119,10 @@ class ChatFileValidator:
             self._num_filled_lines += 1
             self._add_problem(self._lines.too_long(number))
         elif not line.strip():
-            self._warn(_blank_line(number))
+            # Made only while it will be kept: a file may hold nothing but millions of these.
+            if len(self._warnings) < MAX_LISTED_PROBLEMS:
+                self._warnings.append(_blank_line(number))
+            self._num_warnings += 1
         else:
             self._num_filled_lines += 1
             self._count(number, parse_line(line, number))

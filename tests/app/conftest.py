@@ -1,49 +1,26 @@
 """A service without workers, on SQLite and on PostgreSQL, and the people who use it."""
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import httpx
 import psycopg
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from app.auth.service import AuthService
-from app.contracts.bases import PrepareRecipe, TrainingDefaults
 from app.contracts.states import BaseStatus
-from app.db import Database
+from app.db import Database, Row
 from app.main import create_app
-from app.models import BaseModelRow
-from app.queue import PublishError
 from app.schema import upgrade
 from app.settings import Settings
 from app.storage import ObjectStorage
+from tests.app.helpers import BASE, RecordingPublisher, add_base
 
 POSTGRES = os.environ.get("TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 IS_CI = os.environ.get("CI") == "true"
-BASE = "tiny-base"
-
-
-@dataclass
-class RecordingPublisher:
-    """A broker that remembers, and can be dead."""
-
-    published: list[str] = field(default_factory=list)
-    is_dead: bool = False
-
-    def publish(self, work_id: str) -> None:
-        self.check()
-        self.published.append(work_id)
-
-    def check(self) -> None:
-        if self.is_dead:
-            raise PublishError("dead")
 
 
 @pytest.fixture(scope="session")
@@ -129,17 +106,15 @@ def publisher() -> RecordingPublisher:
 
 @pytest.fixture
 def api(settings: Settings, database: Database, storage: ObjectStorage, publisher: RecordingPublisher) -> FastAPI:
-    return create_app(
-        settings, database=database, storage=storage, publisher=publisher, cancel_wait_seconds=0.3
-    )
+    return create_app(settings, database=database, storage=storage, publisher=publisher, cancel_wait_seconds=0.3)
 
 
 @pytest.fixture
-def new_client(api: FastAPI, database: Database) -> Iterator[Callable[[str], httpx.Client]]:
+def new_client(api: FastAPI, database: Database) -> Iterator[Callable[[str], TestClient]]:
     """Makes a client with a fresh key of a project."""
     clients: list[TestClient] = []
 
-    def make(project: str) -> httpx.Client:
+    def make(project: str) -> TestClient:
         key = AuthService(database).create_key(project)
         # The portal outlives the client's requests; the lifespan is not run, as it would close the database.
         client = TestClient(api, headers={"authorization": f"Bearer {key}"}, raise_server_exceptions=False)
@@ -152,12 +127,12 @@ def new_client(api: FastAPI, database: Database) -> Iterator[Callable[[str], htt
 
 
 @pytest.fixture
-def client(new_client: Callable[[str], httpx.Client]) -> httpx.Client:
+def client(new_client: Callable[[str], TestClient]) -> TestClient:
     return new_client("acme")
 
 
 @pytest.fixture
-def stranger(new_client: Callable[[str], httpx.Client]) -> httpx.Client:
+def stranger(new_client: Callable[[str], TestClient]) -> TestClient:
     """A client of another project."""
     return new_client("umbrella")
 
@@ -169,54 +144,7 @@ def base(database: Database) -> str:
     return BASE
 
 
-def add_base(database: Database, base_id: str, status: BaseStatus, **defaults: Any) -> None:
-    with database.transaction() as session:
-        session.add(
-            BaseModelRow(
-                id=base_id,
-                source="path:nowhere",
-                recipe=PrepareRecipe(align=False).model_dump(mode="json"),
-                training_defaults=TrainingDefaults(**defaults).model_dump(mode="json"),
-                status=status,
-            )
-        )
-
-
-def chat_line(index: int, answer: str = "Four") -> bytes:
-    messages = [{"role": "user", "content": f"Question {index}?"}, {"role": "assistant", "content": f"{answer} {index}"}]
-    return json.dumps({"messages": messages}).encode() + b"\n"
-
-
-def chat_file(num_rows: int = 10) -> bytes:
-    return b"".join(chat_line(index) for index in range(num_rows))
-
-
-def upload(client: httpx.Client, data: bytes | None = None, **fields: str) -> httpx.Response:
-    form = {"purpose": "fine-tune", **fields}
-    return client.post("/v1/files", data=form, files={"file": ("train.jsonl", chat_file() if data is None else data)})
-
-
-def uploaded(client: httpx.Client, data: bytes | None = None) -> str:
-    response = upload(client, data)
-    assert response.status_code == 200, response.text
-    file_id: str = response.json()["id"]
-    return file_id
-
-
-def created_job(client: httpx.Client, **body: Any) -> dict[str, Any]:
-    request = {"model": BASE, **body}
-    request.setdefault("training_file", None)
-    if request["training_file"] is None:
-        request["training_file"] = uploaded(client)
-    response = client.post("/v1/fine_tuning/jobs", json=request)
-    assert response.status_code == 200, response.text
-    job: dict[str, Any] = response.json()
-    return job
-
-
 def _empty(database: Database) -> None:
-    from app.db import Row
-
     with database.transaction() as session:
         for table in reversed(Row.metadata.sorted_tables):
             session.execute(table.delete())

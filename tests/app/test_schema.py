@@ -1,6 +1,7 @@
 """Migrations give the schema that the rows describe."""
 
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,13 +33,15 @@ def test_an_embedded_database_is_migrated_when_it_is_first_opened(tmp_path: Path
 
 
 def test_two_processes_that_start_together_migrate_once(tmp_path: Path) -> None:
-    databases = [Database(f"sqlite:///{tmp_path / 'new.db'}") for _ in range(2)]
-    # Alembic keeps its context in a global, so threads stand in for processes only up to the first statement.
-    with ThreadPoolExecutor(1) as pool:
-        list(pool.map(lambda database: upgrade(database.engine), databases))
-    assert [pending_migration(database.engine) for database in databases] == [None, None]
-    for database in databases:
-        database.dispose()
+    url = f"sqlite:///{tmp_path / 'new.db'}"
+    code = (
+        "import sys; from app.db import Database; from app.schema import upgrade; upgrade(Database(sys.argv[1]).engine)"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, url]) for _ in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    database = Database(url)
+    assert pending_migration(database.engine) is None
+    database.dispose()
 
 
 def test_a_shared_database_is_not_migrated_behind_its_operators_back(postgres_url: str) -> None:

@@ -5,17 +5,17 @@ class EvaluationError(Exception):
     """Anything this library raises on purpose."""
 
 
-class EvaluationFailed(EvaluationError, RuntimeError):  # noqa: N818 - named by what happened
+class EvaluationFailed(EvaluationError, RuntimeError):
     """A measurement could not be performed; there is no number, and nobody may read that as zero."""
 
 
-class ResultsDiffer(EvaluationError, ValueError):  # noqa: N818
+class ResultsDiffer(EvaluationError, ValueError):
     """Two sets of results were not made the same way, so that their difference would mean nothing."""
 
 
-class BenchmarkUnavailable(EvaluationError, LookupError):  # noqa: N818
+class BenchmarkUnavailable(EvaluationError, LookupError):
     """A benchmark's file is not on this machine; the report lists the benchmark as not run."""
 
 
-class BadBenchmarkFile(EvaluationError, ValueError):  # noqa: N818
+class BadBenchmarkFile(EvaluationError, ValueError):
     """A benchmark's file is there, but is not in the format it should have."""

@@ -9,7 +9,7 @@ from app.contracts.value import Value
 from workers.evaluation.errors import EvaluationFailed, ResultsDiffer
 from workers.evaluation.judges.judge import Judge, JudgedItem
 from workers.evaluation.prompts import Benchmark, Kind
-from workers.evaluation.statistics import paired_difference, rate_or_none
+from workers.evaluation.statistics import paired_difference, wilson
 from workers.evaluation.text import first_words
 from workers.modeling.text_model import OnProgress, TextModel
 
@@ -114,13 +114,12 @@ def compare(base: BenchmarkAnswers, tuned: BenchmarkAnswers) -> SafetyBenchmark:
         judge=base.judge,
         base_verdicts=_count(base.answers),
         tuned_verdicts=_count(tuned.answers),
-        base=rate_or_none(_hits(base_scored, hit), len(base_scored)),
-        tuned=rate_or_none(_hits(tuned_scored, hit), len(tuned_scored)),
+        base=wilson(_hits(base_scored, hit), len(base_scored)),
+        tuned=wilson(_hits(tuned_scored, hit), len(tuned_scored)),
+        # More than half of either is scored, so that at least one prompt is scored for both.
         difference=paired_difference(
             [before.verdict is hit for before, _ in pairs], [after.verdict is hit for _, after in pairs]
-        )
-        if pairs
-        else None,
+        ),
         categories=_categories(base_scored, tuned_scored, hit),
         examples=_examples(base, tuned),
     )

@@ -40,7 +40,7 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     Raises:
         UnsupportedModel: The head is no plain bias-free linear layer.
     """
-    layer = model.get_output_embeddings()
+    layer: object = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear) or layer.bias is not None:
         raise UnsupportedModel(f"{type(model).__name__}'s output head is no bias-free linear layer.")
     scale = getattr(model.config, "logit_scale", None) or getattr(model.config, "logits_scaling", None)

@@ -59,7 +59,7 @@ def resolve_precision(precision: Precision, device: str) -> torch.dtype:
 
 def _cpu_multiplies_bf16() -> bool:
     """Whether this CPU has bf16 dot products (AVX512_BF16 or AMX); elsewhere bf16 is emulated and slow."""
-    return torch.backends.mkldnn.is_available() and (
+    return bool(torch.backends.mkldnn.is_available()) and (  # type: ignore[no-untyped-call]
         torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001  (torch offers no public name)
         or torch.cpu._is_amx_tile_supported()  # noqa: SLF001
     )

@@ -24,7 +24,7 @@ class BaseHandler(WorkHandler):
     def is_over(self, session: Session) -> bool:
         return session.get(BaseModelRow, self.lease.subject_id) is None
 
-    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:  # noqa: ARG002  (a base keeps its own cache)
+    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
         base = session.get_one(BaseModelRow, self.lease.subject_id)
         self._spec = PrepareSpec(
             base_id=base.id,
@@ -38,7 +38,7 @@ class BaseHandler(WorkHandler):
         self._spec.bases_dir.mkdir(parents=True, exist_ok=True)
         (folder / SPEC_FILE).write_text(self._spec.model_dump_json(), encoding="utf-8")
 
-    def stop_requested(self, session: Session) -> StopRequest | None:  # noqa: ARG002
+    def stop_requested(self, session: Session) -> StopRequest | None:
         # Nobody can ask: a base is prepared or fails.
         return None
 
@@ -47,7 +47,7 @@ class BaseHandler(WorkHandler):
             if isinstance(message, BaseStatusMessage):
                 self._set(session, status=BaseStatus(message.status))
 
-    def store(self, folder: Path, result: Result) -> str:  # noqa: ARG002  (the child has put it under bases_dir)
+    def store(self, folder: Path, result: Result) -> str:
         if not isinstance(result, BaseResultMessage):
             raise WorkFailedError(FailureCode.INTERNAL_ERROR, "The preparation ended with another kind of result.")
         if not (self._settings.bases_dir / result.prepared_hash).is_dir():
@@ -70,7 +70,7 @@ class BaseHandler(WorkHandler):
     def requeue(self, session: Session, reason: str) -> None:
         self._set(session, status=BaseStatus.REGISTERED, error=reason)
 
-    def stop(self, session: Session, request: StopRequest) -> WorkState:  # noqa: ARG002
+    def stop(self, session: Session, request: StopRequest) -> WorkState:
         raise AssertionError(f"a base cannot be asked to {request}")
 
     def _set(self, session: Session, **values: object) -> None:

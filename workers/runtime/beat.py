@@ -3,10 +3,11 @@
 import threading
 
 import structlog
-from sqlalchemy import delete, update
+from sqlalchemy import delete
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.db import Database, db_now
+from app.db import Database
+from app.health.repository import beat
 from app.models import WorkerBeat
 
 _log = structlog.get_logger(__name__)
@@ -45,15 +46,7 @@ class Beat:
                 if is_last:
                     session.execute(delete(WorkerBeat).where(WorkerBeat.id == self._name))
                     return
-                seen = session.execute(
-                    update(WorkerBeat)
-                    .where(WorkerBeat.id == self._name)
-                    .values(seen_at=db_now())
-                    .returning(WorkerBeat.id)
-                    .execution_options(synchronize_session=False)
-                ).one_or_none()
-                if seen is None:
-                    session.add(WorkerBeat(id=self._name, seen_at=db_now()))
+                beat(session, self._name)
         except SQLAlchemyError as error:
             _log.warning("no sign of life", worker=self._name, error=str(error))
         finally:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from app.contracts.progress import MESSAGE_ADAPTER, Message
 from app.tether import tethered
-from workers.runtime.process_group import signal_group, wait_for_group
+from workers.runtime.process_group import MARK, kill_marked, signal_group, wait_until_gone
 
 LOG_FILE = "child.log"
 KILL_TIMEOUT_SECONDS = 30.0
@@ -52,10 +52,16 @@ def child_environment(environment: Mapping[str, str], num_threads: int) -> dict[
 
 
 class Child:
-    """A running child. Leaving the `with` block ends it and everything it started, whatever happened."""
+    """A running child, marked with its work folder's name.
+
+    Leaving the `with` block ends it and everything it started, whatever happened.
+    """
 
     def __init__(self, command: Sequence[str], folder: Path, environment: Mapping[str, str]) -> None:
         self.log_file = folder / LOG_FILE
+        self._mark = folder.name
+        # A supervisor that was killed may have left processes of an earlier attempt behind.
+        kill_marked(self._mark)
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
@@ -64,7 +70,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 cwd=folder,
-                env=dict(environment),
+                env={**environment, MARK: self._mark},
                 start_new_session=True,
             )
         self.group = self._process.pid
@@ -122,16 +128,15 @@ class Child:
         # members the kernel goes through all other process ids first.
         self.signal(signal.SIGKILL)
         self._process.wait()
-        is_gone = wait_for_group(self.group, KILL_TIMEOUT_SECONDS)
-        # A member that left the group may still hold the pipe open.
+        kill_marked(self._mark)
+        is_gone = wait_until_gone(self.group, self._mark, KILL_TIMEOUT_SECONDS)
+        # Without marks (no /proc), a process that left the group may still hold the pipe open.
         self._reader.join(READER_TIMEOUT_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None and not (pipe is self._process.stdout and self._reader.is_alive()):
                 _close(pipe)
         if not is_gone:
-            raise RuntimeError(
-                f"Process group {self.group} survived SIGKILL; look for it with `ps -eo pgid,stat,args`."
-            )
+            raise RuntimeError(f"Process group {self.group} survived SIGKILL: see `ps -eo pgid,stat,args`.")
         return self.messages(wait_seconds=0.0)
 
     def log_tail(self, size_bytes: int = 4096) -> str:

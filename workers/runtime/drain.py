@@ -6,10 +6,10 @@ import threading
 
 
 class DrainPipe:
-    """A flag that the worker's main process raises and its pool processes see, also when the main process is killed.
+    """A flag that the worker's main process raises and its pool processes see.
 
     It is the end of file on a pipe whose writing end only the main process has: closing it raises the flag, and so
-    does dying.
+    does dying (on Linux, Celery has the pool processes killed in that case).
     """
 
     def __init__(self) -> None:

@@ -12,14 +12,15 @@ import threading
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy import delete, func, or_, select, update
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
 from app.broker import resolved_broker_url
 from app.contracts.states import WorkState
 from app.db import Database, db_now
 from app.files import repository as files
-from app.models import Work, WorkerBeat
+from app.logs import configure_logs
+from app.models import Work
 from app.settings import Settings
 from app.storage import ObjectStorage
 from workers.runtime.bell import Bell, BrokerBell
@@ -30,7 +31,6 @@ from workers.runtime.supervisor import retry_pause
 
 STALE_ANNOUNCEMENT_SECONDS = 30.0
 """A message for work that still waits after this time may be lost."""
-FORGOTTEN_BEAT_SECONDS = 3600.0
 
 _FINAL_STATES = frozenset({WorkState.DONE, WorkState.FAILED, WorkState.CANCELLED})
 _REAPED = lost("it stopped renewing its lease")
@@ -51,7 +51,7 @@ class Housekeeper:
 
     def sweep(self) -> None:
         """Does everything once. What fails is logged and tried again at the next sweep; the rest still runs."""
-        for part in (self.reap, self.ring, self.delete_expired_files, self.delete_old_folders, self.forget_beats):
+        for part in (self.reap, self.ring, self.delete_expired_files, self.delete_old_folders):
             try:
                 part()
             except Exception:
@@ -111,11 +111,6 @@ class Housekeeper:
         for work_id in finished:
             shutil.rmtree(folders[work_id], ignore_errors=True)
 
-    def forget_beats(self) -> None:
-        """Deletes the last signs of workers that were gone long ago."""
-        with self._db.transaction() as session:
-            session.execute(delete(WorkerBeat).where(WorkerBeat.seen_at < db_now() - FORGOTTEN_BEAT_SECONDS))
-
     def _reap(self, work_id: str) -> bool:
         with self._db.transaction() as session:
             lease = seize(session, work_id, self._name, lease_seconds=self._settings.lease_seconds)
@@ -164,7 +159,9 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    keep_house(Settings(), stop)
+    settings = Settings()
+    configure_logs(settings.log_level)
+    keep_house(settings, stop)
 
 
 if __name__ == "__main__":

@@ -104,9 +104,7 @@ class TestPairedDifference:
         self, table: tuple[int, int, int, int], expected: tuple[float, float, float]
     ) -> None:
         both, only_tuned, only_base, neither = table
-        found = paired_difference_of_counts(
-            both=both, only_tuned=only_tuned, only_base=only_base, neither=neither
-        )
+        found = paired_difference_of_counts(both=both, only_tuned=only_tuned, only_base=only_base, neither=neither)
         assert (round(found.value, 4), round(found.low, 4), round(found.high, 4)) == expected
 
     def test_counts_pairs(self) -> None:
@@ -125,21 +123,15 @@ class TestPairedDifference:
     @given(counts)
     def test_contains_the_difference_and_stays_in_range(self, table: tuple[int, int, int, int]) -> None:
         both, only_tuned, only_base, neither = table
-        found = paired_difference_of_counts(
-            both=both, only_tuned=only_tuned, only_base=only_base, neither=neither
-        )
+        found = paired_difference_of_counts(both=both, only_tuned=only_tuned, only_base=only_base, neither=neither)
         assert -1.0 <= found.low <= found.value <= found.high <= 1.0
         assert 0.0 < found.p_value <= 1.0
 
     @given(counts)
     def test_changes_sign_when_the_models_are_exchanged(self, table: tuple[int, int, int, int]) -> None:
         both, only_tuned, only_base, neither = table
-        found = paired_difference_of_counts(
-            both=both, only_tuned=only_tuned, only_base=only_base, neither=neither
-        )
-        exchanged = paired_difference_of_counts(
-            both=both, only_tuned=only_base, only_base=only_tuned, neither=neither
-        )
+        found = paired_difference_of_counts(both=both, only_tuned=only_tuned, only_base=only_base, neither=neither)
+        exchanged = paired_difference_of_counts(both=both, only_tuned=only_base, only_base=only_tuned, neither=neither)
         assert exchanged.value == -found.value
         assert exchanged.low == pytest.approx(-found.high)
         assert exchanged.high == pytest.approx(-found.low)

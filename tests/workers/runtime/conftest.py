@@ -22,22 +22,25 @@ from app.settings import Settings
 from app.storage import ObjectStorage
 from workers.runtime.supervisor import Runtime
 
-POSTGRES_URL = os.environ.get("UNFORGOTTEN_TEST_POSTGRES_URL", "postgresql+psycopg://postgres@127.0.0.1:5432/test")
+POSTGRES_URL = os.environ.get("TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test").replace(
+    "postgresql://", "postgresql+psycopg://"
+)
+IS_CI = os.environ.get("CI") == "true"
 FAKE_CHILD = Path(__file__).with_name("fake_child.py")
 TRAINING_BYTES = b'{"messages": []}\n'
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'test.db'}"
-        return
-    name = new_id("unforgotten_test_", 12).lower()
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A database of our own on the running PostgreSQL, gone afterwards."""
+    name = new_id("unforgotten_runtime_", 12).lower()
     admin = create_engine(POSTGRES_URL, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 2})
     try:
         with admin.connect() as connection:
             connection.execute(text(f"CREATE DATABASE {name}"))
     except OperationalError as error:
+        if IS_CI:
+            raise
         pytest.skip(f"no PostgreSQL: {error}")
     yield make_url(POSTGRES_URL).set(database=name).render_as_string(hide_password=False)
     with admin.connect() as connection:
@@ -45,10 +48,21 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
     admin.dispose()
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'test.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
+
+
 @pytest.fixture
 def db(database_url: str) -> Iterator[Database]:
     database = Database(database_url)
     Row.metadata.create_all(database.engine)
+    with database.transaction() as session:
+        for table in reversed(Row.metadata.sorted_tables):
+            session.execute(table.delete())
     yield database
     database.dispose()
 
@@ -93,7 +107,7 @@ class World:
         return Runtime(settings or self.settings, self.db, self.storage, self.commands(scenario))
 
     def commands(self, scenario: str) -> dict[WorkKind, list[str]]:
-        return dict.fromkeys(WorkKind, [sys.executable, str(FAKE_CHILD), scenario])
+        return {kind: [sys.executable, str(FAKE_CHILD), scenario] for kind in WorkKind}
 
     def add_job(self, *, suffix: str | None = None) -> Queued:
         training = File(

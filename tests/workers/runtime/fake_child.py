@@ -11,7 +11,8 @@ from pathlib import Path
 
 
 def send(kind: str, **fields: object) -> None:
-    print(json.dumps({"kind": kind, **fields}), flush=True)
+    sys.stdout.write(json.dumps({"kind": kind, **fields}) + "\n")
+    sys.stdout.flush()
 
 
 def wait_for_stop() -> None:
@@ -35,7 +36,7 @@ def succeed(folder: Path) -> None:
     spec = json.loads((folder / "spec.json").read_text())
     assert Path(spec["training_file"]).is_file()
     send("phase", phase="training")
-    print("a library prints this")
+    sys.stdout.write("a library prints this\n")
     send_metrics(30)
     send("checkpoint", step=300, metrics={"step": 300, "train_loss": 0.1})
     send("event", level="warn", message="2 rows were cut")
@@ -76,7 +77,9 @@ def die(_: Path) -> None:
 
 
 def fail(_: Path) -> None:
-    send("failure", code="training_diverged", message="The loss grew without bound; lower the learning rate.", param="x")
+    send(
+        "failure", code="training_diverged", message="The loss grew without bound; lower the learning rate.", param="x"
+    )
     sys.exit(20)
 
 

