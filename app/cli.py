@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
 from typing import Annotated, NoReturn
@@ -61,7 +63,8 @@ def api(
     import uvicorn
 
     settings = Settings()
-    _open_database(settings).dispose()
+    with _database(settings):
+        pass  # Says what is wrong before a server starts.
     uvicorn.run(
         "app.main:load",
         factory=True,
@@ -95,9 +98,8 @@ def version() -> None:
 def list_models() -> None:
     """Registered base models with their state, and those of the catalogue that could be added."""
     settings = Settings()
-    database = _open_database(settings)
-    bases = CatalogService(database, settings.organization).bases()
-    database.dispose()
+    with _database(settings) as database:
+        bases = CatalogService(database, settings.organization).bases()
     table = Table("Name", "State", "Source", "Licence")
     table.columns[0].no_wrap = True
     licences = {entry.id: entry.licence for entry in CATALOGUE}
@@ -123,9 +125,9 @@ def add_model(
 ) -> None:
     """Register a base model. `models prepare` makes it ready for jobs."""
     settings = Settings()
-    database = _open_database(settings)
-    status = CatalogService(database, settings.organization).add_base(_entry(name, source, align=align))
-    database.dispose()
+    entry = _entry(name, source, align=align)
+    with _database(settings) as database:
+        status = CatalogService(database, settings.organization).add_base(entry)
     out.print(
         f"{name} is {status}." + ("" if status == "ready" else f" Next: unforgotten models prepare {name}"),
         soft_wrap=True,
@@ -153,9 +155,8 @@ def create_key(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the key alone.")] = False,
 ) -> None:
     """Make a key for a project. It is shown once: only its hash is kept."""
-    database = _open_database(Settings())
-    key = AuthService(database).create_key(project, name=name, expires_days=expires_days, is_admin=admin)
-    database.dispose()
+    with _database(Settings()) as database:
+        key = AuthService(database).create_key(project, name=name, expires_days=expires_days, is_admin=admin)
     if quiet:
         typer.echo(key)
         return
@@ -166,24 +167,22 @@ def create_key(
 @keys_cli.command("list")
 def list_keys() -> None:
     """Every key with its project, without its secret."""
-    database = _open_database(Settings())
+    with _database(Settings()) as database:
+        keys = AuthService(database).list_keys()
     table = Table("Id", "Project", "Name", "Ends in", "Admin", "Created", "Expires", "Revoked")
     table.columns[0].no_wrap = True
-    for key in AuthService(database).list_keys():
+    for key in keys:
         times = [_day(seconds) for seconds in (key.created_at, key.expires_at, key.revoked_at)]
-        table.add_row(
-            key.id, escape(key.project), escape(key.name), f"...{key.hint}", "yes" if key.is_admin else "", *times
-        )
-    database.dispose()
+        is_admin = "yes" if key.is_admin else ""
+        table.add_row(key.id, escape(key.project), escape(key.name), f"...{key.hint}", is_admin, *times)
     out.print(table)
 
 
 @keys_cli.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument(help="Its id, from `keys list`: key_...")]) -> None:
     """Make a key useless from now on."""
-    database = _open_database(Settings())
-    is_known = AuthService(database).revoke_key(key_id)
-    database.dispose()
+    with _database(Settings()) as database:
+        is_known = AuthService(database).revoke_key(key_id)
     if not is_known:
         _fail(f"There is no key {key_id}: `unforgotten keys list` shows them.")
     out.print(f"{key_id} is revoked.")
@@ -198,13 +197,17 @@ def upgrade_database() -> None:
     out.print(f"The database is at revision {revision}.")
 
 
-def _open_database(settings: Settings) -> Database:
+@contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
+    """The database, migrated if it is an embedded one."""
     database = Database(settings.resolved_database_url)
     try:
         ensure_schema(database)
+        yield database
     except NotMigratedError as error:
         _fail(str(error))
-    return database
+    finally:
+        database.dispose()
 
 
 def _entry(name: str, source: str | None, *, align: bool) -> CatalogueEntry:

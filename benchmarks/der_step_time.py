@@ -86,24 +86,20 @@ class _Bench:
 
     def step_of(self, method: MethodConfig) -> Step:
         """A loop's own step, on DER's rows: as they are, or (for plain) all of them as the user's."""
-        loop = self._der if isinstance(method, Der) else self._loop(method)
+        if isinstance(method, Der):
+            return lambda number: self._der.step(number, self._der.rows_of(number)).processed_tokens
+        loop = self._loop(method)
 
         def step(number: int) -> int:
-            rows = self._der._rows_of(number)
-            if not isinstance(method, Der):
-                rows = [replace(row, memory_index=None) for row in rows]
-            loop._rows_of = lambda _: rows  # type: ignore[method-assign]
-            metrics = loop._step(number)
-            if isinstance(method, Der):
-                del loop._rows_of
-            return metrics.processed_tokens
+            rows = [replace(row, memory_index=None) for row in self._der.rows_of(number)]
+            return loop.step(number, rows).processed_tokens
 
         return step
 
     def naive_step(self, number: int) -> int:
         """Teacher forward with the adapter off, full logits of student and teacher, mean squared error."""
         loop = self._der
-        rows = loop._rows_of(number)
+        rows = loop.rows_of(number)
         loop.optimizer.zero_grad()
         user = [r for r in rows if r.memory_index is None]
         replay = [r for r in rows if r.memory_index is not None]

@@ -152,7 +152,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--base", type=Path, required=True, help="folder of a prepared base")
     parser.add_argument("--upload", type=Path, required=True, help="chat JSONL to fine-tune on")
     parser.add_argument("--rows", type=int, default=320, help="rows of the upload to use (default 320)")
-    parser.add_argument("--methods", default="none,der", help="names separated by commas, or `;`-separated JSON settings")
+    parser.add_argument("--methods", default="none,der", help="names with commas, or JSON settings with `;`")
     parser.add_argument("--seeds", type=lambda s: [int(x) for x in s.split(",")], default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--learning-rate", type=float, default=5e-4)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from app.contracts.chat_file import InvalidChatFileError
 from app.contracts.progress import (
     EventMessage,
     ExitCode,
@@ -23,7 +24,13 @@ from app.contracts.progress import (
 )
 from app.contracts.states import FailureCode
 from workers.evaluation.errors import EvaluationError
-from workers.finetuning.errors import ArtefactMissing, DatasetRefused, FinetuningError, TrainingDiverged
+from workers.finetuning.errors import (
+    ArtefactMissing,
+    DatasetRefused,
+    FinetuningError,
+    TrainingDiverged,
+    ValidationRefused,
+)
 from workers.modeling.errors import ModelingError
 
 PROGRESS_SECONDS = 1.0
@@ -106,7 +113,9 @@ def run_child(work: Callable[[Channel], None]) -> int:
 def failure_of(error: Exception) -> FailureMessage:
     """The failure code and sentence for an error."""
     text = str(error)
-    if isinstance(error, DatasetRefused):
+    if isinstance(error, ValidationRefused):
+        return FailureMessage(code=FailureCode.INVALID_VALIDATION_FILE, message=text, param="validation_file")
+    if isinstance(error, DatasetRefused | InvalidChatFileError):
         return FailureMessage(code=FailureCode.INVALID_TRAINING_FILE, message=text, param="training_file")
     if isinstance(error, ArtefactMissing):
         return FailureMessage(code=FailureCode.ARTEFACT_MISSING, message=text)

@@ -43,7 +43,8 @@ class DemoFailed(Exception):
 
 
 def main(
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train the alignment adapter instead of taking the shipped one.")] = False,
+    *,
+    retrain: Annotated[bool, typer.Option("--retrain", help="Train the alignment, take no shipped adapter.")] = False,
     keep_running: Annotated[bool, typer.Option("--keep-running", help="Leave the service up until Ctrl-C.")] = False,
 ) -> None:
     """Run the demo."""
@@ -66,8 +67,7 @@ def prepare_base(*, retrain: bool) -> None:
     """The provider's part: register the base, align and prepare it (or find it prepared)."""
     console.print(f"[bold]0. Base model[/bold]  preparing {BASE} (once; a second run reuses it)")
     options = ["--eval-harmful", str(EVAL_HARMFUL), "--eval-lookalikes", str(EVAL_LOOKALIKES)]
-    command("models", "add", BASE, "--if-missing", *options)
-    command("models", "prepare", BASE, *(["--retrain"] if retrain else []))
+    command("models", "prepare", BASE, *options, *(["--retrain"] if retrain else []))
 
 
 def run(url: str, settings: Settings, started: float) -> None:
@@ -99,7 +99,11 @@ def service(settings: Settings) -> Iterator[tuple[str, Path]]:
     with (
         log.open("ab") as output,
         subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "up"], env=environment, stdout=output, stderr=output, start_new_session=True
+            [sys.executable, "-m", "app.cli", "up"],
+            env=environment,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         ) as process,
     ):
         try:
@@ -134,9 +138,8 @@ def call(client: httpx.Client, method: str, path: str, **options: Any) -> Any:
 def upload(client: httpx.Client, path: Path) -> str:
     """POST /v1/files; returns the file's id."""
     with path.open("rb") as file:
-        uploaded = call(
-            client, "POST", "/files", data={"purpose": "fine-tune"}, files={"file": (path.name, file, "application/jsonl")}
-        )
+        parts = {"file": (path.name, file, "application/jsonl")}
+        uploaded = call(client, "POST", "/files", data={"purpose": "fine-tune"}, files=parts)
     statistics = call(client, "GET", f"/files/{uploaded['id']}/validation")["statistics"]
     console.print(f"   {path.name}: {statistics['num_rows']} rows, {uploaded['bytes']} bytes -> {uploaded['id']}")
     return str(uploaded["id"])

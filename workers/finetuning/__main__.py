@@ -34,9 +34,9 @@ class _Bar(RunControl):
 
 
 def main(
-    base: Annotated[Path, typer.Option(help="Prepared base (folder with prepared.json), or any model folder for `none`.")],
+    base: Annotated[Path, typer.Option(help="A prepared base; for `none` any model folder.")],
     data: Annotated[Path, typer.Option(help="Training rows: chat JSONL.")],
-    out: Annotated[Path, typer.Option(help="Folder for adapter/, checkpoints/ and step_metrics.csv; continued if it has any.")],
+    out: Annotated[Path, typer.Option(help="Receives adapter/, checkpoints/ and step_metrics.csv.")],
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHOD_CONFIGS)}.")] = "der",
     settings: Annotated[str, typer.Option(help='The method\'s settings as JSON, e.g. {"alpha": 4}.')] = "{}",
     validation: Annotated[Path | None, typer.Option(help="Validation rows: chat JSONL.")] = None,

@@ -54,7 +54,10 @@ class Artefacts:
 
     def load_gram(self) -> torch.Tensor:
         """G = W^T W of the output head, float64 [H, H]."""
-        return load_file(self._existing(GRAM_FILE))["gram"]
+        tensors = load_file(self._existing(GRAM_FILE))
+        if "gram" not in tensors:
+            raise ArtefactMissing("The prepared base has no Gram matrix: its output head had none. Prepare it again.")
+        return tensors["gram"]
 
     def _existing(self, name: str) -> Path:
         path = self.directory / name

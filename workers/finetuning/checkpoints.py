@@ -1,7 +1,8 @@
 """Checkpoints of a training run: written aside, synced, renamed, and verified by hash when read.
 
-A checkpoint holds parameters, optimizer, random state, method state and the metrics so far; the position in the data is
-the step number, because batches are a function of it. Only safetensors and JSON: nothing in it can run code.
+A checkpoint holds parameters, optimizer, method state and the metrics so far; the position in the data and the random
+state are the step number, because batches and dropout are functions of it. Only safetensors and JSON: nothing in it
+can run code.
 """
 
 import hashlib
@@ -32,33 +33,35 @@ class TrainingState(NamedTuple):
     parameters: dict[str, torch.Tensor]
     optimizer: dict[str, torch.Tensor]
     method: dict[str, torch.Tensor]
-    rng_state: torch.Tensor
     facts: dict[str, Any]
     """JSON values: metrics of the steps so far, the plan's hash, ..."""
 
 
 def save_checkpoint(directory: Path, state: TrainingState) -> Path:
-    """Writes a checkpoint durably and drops the ones beyond `KEEP`."""
+    """Writes a checkpoint durably and drops the ones beyond `KEEP`.
+
+    Checkpoints of this step and of later ones are replaced: a run passes them again only if they were damaged.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"step-{state.next_step:08d}"
-    if target.exists():
-        return target
     staging = directory / f".{target.name}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     tensors = {f"parameters/{k}": v for k, v in state.parameters.items()}
     tensors |= {f"optimizer/{k}": v for k, v in state.optimizer.items()}
     tensors |= {f"method/{k}": v for k, v in state.method.items()}
-    tensors["rng"] = state.rng_state
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, staging / _TENSORS)
     (staging / _STATE).write_text(json.dumps({"next_step": state.next_step, "facts": state.facts}))
     hashes = {name: _sha256(staging / name) for name in (_TENSORS, _STATE)}
     (staging / _MANIFEST).write_text(json.dumps(hashes))
     for name in (_TENSORS, _STATE, _MANIFEST, "."):
         _sync(staging / name)
+    found = _complete(directory)
+    for passed in (p for p in found if p.name >= target.name):
+        shutil.rmtree(passed)
     staging.rename(target)
     _sync(directory)
-    for old in _complete(directory)[:-KEEP]:
+    for old in [p for p in found if p.name < target.name][: 1 - KEEP]:
         shutil.rmtree(old)
     return target
 
@@ -85,7 +88,7 @@ def load_checkpoint(path: Path) -> TrainingState:
     try:
         hashes = json.loads((path / _MANIFEST).read_text())
         intact = all(_sha256(path / name) == hashes[name] for name in (_TENSORS, _STATE))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{path.name}: {error}") from error
     if not intact:
         raise CheckpointDamaged(f"{path.name} does not match its manifest.")
@@ -96,7 +99,6 @@ def load_checkpoint(path: Path) -> TrainingState:
         _part(tensors, "parameters/"),
         _part(tensors, "optimizer/"),
         _part(tensors, "method/"),
-        tensors["rng"],
         state["facts"],
     )
 

@@ -19,3 +19,7 @@ class CheckpointDamaged(FinetuningError, ValueError):
 
 class DatasetRefused(FinetuningError, ValueError):
     """No training is possible on these rows; the message names the row."""
+
+
+class ValidationRefused(DatasetRefused):
+    """The same of the validation rows."""

@@ -29,6 +29,7 @@ from workers.finetuning.rows import (
     StepTotals,
     TokenRow,
     batch_indices,
+    dropout_seed,
     micro_batches,
     steps_per_epoch,
     totals,
@@ -117,7 +118,8 @@ class TrainingLoop:
         longest = max(len(row.ids) for row in (*self.rows, *self.validation_rows))
         with packed_attention(self.model, max(longest, self.method.longest_row_tokens)), self._train_mode():
             for step in range(first, self.num_steps):
-                metrics = self._step(step)
+                torch.manual_seed(dropout_seed(step, self.plan.seed))
+                metrics = self.step(step, self.rows_of(step))
                 is_epoch_end = (step + 1) % self.steps_per_epoch == 0
                 if is_epoch_end and self.validation_rows:
                     metrics = self._with_validation(metrics)
@@ -136,8 +138,8 @@ class TrainingLoop:
         self.method.finish()
         return LoopResult(self._history, self._seconds_before + time.monotonic() - started, is_complete=True)
 
-    def _step(self, step: int) -> StepMetrics:
-        rows = self._rows_of(step)
+    def step(self, step: int, rows: Sequence[TokenRow]) -> StepMetrics:
+        """One optimizer step (counted from 0) on the given rows; the model must be in `packed_attention`."""
         step_totals = totals(rows)
         gradients = _Gradients(self, rows)
         self.method.before_gradients(gradients)
@@ -172,7 +174,8 @@ class TrainingLoop:
             counters=self.method.counters(),
         )
 
-    def _rows_of(self, step: int) -> list[TokenRow]:
+    def rows_of(self, step: int) -> list[TokenRow]:
+        """The rows of a step: the user's and the method's."""
         memory = self.method.memory_batch(step)
         if memory is not None:
             return [replace(row, memory_index=None) for row in memory]
@@ -234,9 +237,11 @@ class TrainingLoop:
 
     @contextmanager
     def _train_mode(self) -> Iterator[None]:
+        """Dropout on, and drawn from a random state of the run's own."""
         self.model.train()
         try:
-            yield
+            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+                yield
         finally:
             self.model.eval()
 
@@ -251,7 +256,6 @@ class TrainingLoop:
                 parameter.copy_(state.parameters[name])
         restore_optimizer(self.optimizer, self.parameters, state.optimizer)
         self.method.load_state(state.method)
-        torch.set_rng_state(state.rng_state)
         self._history = [StepMetrics(**m) for m in state.facts["history"]]
         self._seconds_before = state.facts["seconds"]
         return state.next_step
@@ -265,7 +269,6 @@ class TrainingLoop:
                 {name: p.detach() for name, p in self.parameters.items()},
                 optimizer_tensors(self.optimizer, self.parameters),
                 self.method.state(),
-                torch.get_rng_state(),
                 facts,
             ),
         )

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from workers.finetuning.errors import ArtefactMissing
 from workers.finetuning.rows import TokenRow, micro_batches
+from workers.modeling.loading import autocast
 from workers.modeling.packing import hidden_states, pack, packed_attention
 
 _TEACHER_TOKENS = 4096
@@ -96,7 +97,7 @@ def compute_teacher_states(
     device = model.get_input_embeddings().weight.device
     states: dict[int, torch.Tensor] = {}
     numbered = {id(row): index for index, row in enumerate(rows)}
-    with packed_attention(model, max(len(r.ids) for r in rows)):
+    with packed_attention(model, max(len(r.ids) for r in rows)), autocast(model):
         for micro in micro_batches(rows, _TEACHER_TOKENS):
             batch = pack([row.ids for row in micro], device)
             hidden = hidden_states(model, batch)

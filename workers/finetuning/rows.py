@@ -14,7 +14,7 @@ from workers.finetuning.errors import DatasetRefused
 from workers.modeling.chat import ChatCodec, EncodedRow
 from workers.modeling.errors import ModelingError
 
-_EPOCH, _MEMORY = 1, 2
+_EPOCH, _MEMORY, _DROPOUT = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,11 @@ def memory_indices(num_rows: int, rows_per_step: int, step: int, seed: int) -> l
     return picked
 
 
+def dropout_seed(step: int, seed: int) -> int:
+    """What torch's random state is set to before step `step`."""
+    return _stream_seed(seed, _DROPOUT, step)
+
+
 def micro_batches(rows: Sequence[TokenRow], max_tokens: int) -> list[list[TokenRow]]:
     """Cuts a step's rows into forwards of at most `max_tokens` tokens (a single longer row goes alone).
 
@@ -117,6 +122,10 @@ def totals(rows: Sequence[TokenRow]) -> StepTotals:
 
 
 def _permutation(size: int, seed: int, stream: int, cycle: int) -> list[int]:
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + cycle) * 7 + stream)
+    generator = torch.Generator().manual_seed(_stream_seed(seed, stream, cycle))
     order: list[int] = torch.randperm(size, generator=generator).tolist()
     return order
+
+
+def _stream_seed(seed: int, stream: int, cycle: int) -> int:
+    return (seed * 1_000_003 + cycle) * 7 + stream

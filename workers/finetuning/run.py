@@ -11,13 +11,14 @@ from app.contracts.chat import ChatRow
 from app.contracts.evaluation import TrainingSummary
 from app.contracts.plan import TrainingPlan
 from workers.finetuning.artefacts import Artefacts
-from workers.finetuning.errors import ArtefactMissing
+from workers.finetuning.errors import ArtefactMissing, DatasetRefused, ValidationRefused
 from workers.finetuning.loop import RunControl, StepMetrics, TrainingLoop
 from workers.finetuning.memory import SafetyMemory, load_memory
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods import build_method
 from workers.finetuning.rows import Dataset, encode_dataset
 from workers.modeling import adapters
+from workers.modeling.chat import ChatCodec
 from workers.modeling.heads import output_head
 from workers.modeling.loading import LoadedModel
 
@@ -69,15 +70,13 @@ def finetune(
         control: Watches and stops the run.
 
     Raises:
-        DatasetRefused: A row cannot be trained on.
+        DatasetRefused: A row cannot be trained on (ValidationRefused: or not be validated with).
         ArtefactMissing: The method needs something that was not prepared.
         TrainingDiverged: A loss or gradient is not a number.
         CheckpointDamaged: The checkpoints in `out_dir` cannot be continued from.
     """
     dataset = encode_dataset(base.codec, rows, max_tokens=plan.max_row_tokens)
-    validation = (
-        encode_dataset(base.codec, validation_rows, max_tokens=plan.max_row_tokens) if validation_rows else None
-    )
+    validation = _encode_validation(base.codec, validation_rows, plan) if validation_rows else None
     peft_model = adapters.attach(base.model, plan.lora, seed=plan.seed)
     parameters = adapters.trainable_parameters(peft_model)
     method = build_method(plan.method)
@@ -139,8 +138,15 @@ def write_metrics(path: Path, history: Sequence[StepMetrics]) -> None:
             writer.writerow([m.step, f"{m.loss:.6f}", f"{m.token_accuracy:.6f}", *valid])
 
 
+def _encode_validation(codec: ChatCodec, rows: Sequence[ChatRow], plan: TrainingPlan) -> Dataset:
+    try:
+        return encode_dataset(codec, rows, max_tokens=plan.max_row_tokens)
+    except DatasetRefused as error:
+        raise ValidationRefused(f"Validation: {error}") from error
+
+
 def _run_key(base_hash: str, dataset: Dataset, plan: TrainingPlan) -> str:
     digest = hashlib.sha256(base_hash.encode())
     digest.update(plan.model_dump_json().encode())
-    digest.update(json.dumps([row.ids for row in dataset.rows]).encode())
+    digest.update(json.dumps([(row.ids, row.positions) for row in dataset.rows]).encode())
     return digest.hexdigest()

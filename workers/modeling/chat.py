@@ -94,8 +94,8 @@ class ChatCodec:
         done = self._render(messages[: index + 1], prompt=False)
         if not text.startswith(done) or not done.startswith(prompt):
             raise TemplateError(
-                "The chat template renders an answer differently inside a conversation than at its end; multi-turn rows "
-                "cannot be trained with it. Use rows with a single answer."
+                "The chat template renders an answer differently inside a conversation than at its end; multi-turn "
+                "rows cannot be trained with it. Use rows with a single answer."
             )
         prompt_tokens = self._tokenise(prompt)
         if tokens.ids[: len(prompt_tokens.ids)] != prompt_tokens.ids:

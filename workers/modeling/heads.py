@@ -40,8 +40,9 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     Raises:
         UnsupportedModel: The head is no plain bias-free linear layer.
     """
-    layer: object = model.get_output_embeddings()
-    if not isinstance(layer, torch.nn.Linear) or layer.bias is not None:
+    layer = model.get_output_embeddings()
+    bias: torch.Tensor | None = getattr(layer, "bias", None)
+    if not isinstance(layer, torch.nn.Linear) or bias is not None:
         raise UnsupportedModel(f"{type(model).__name__}'s output head is no bias-free linear layer.")
     scale = getattr(model.config, "logit_scale", None) or getattr(model.config, "logits_scaling", None)
     if scale not in (None, 1, 1.0):

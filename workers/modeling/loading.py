@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from workers.modeling.chat import ChatCodec
 from workers.modeling.errors import SourceError
@@ -36,10 +36,11 @@ def load(directory: Path, *, precision: Precision = "auto", device: str | None =
         trust_remote_code=False,
         local_files_only=True,
         use_safetensors=True,
-        attn_implementation="sdpa",
     )
     model.requires_grad_(requires_grad=False)
     model.eval()
+    # Settings that a model ships (a repetition penalty, say) would leak into every greedy answer.
+    model.generation_config = GenerationConfig()
     return LoadedModel(model.to(target), ChatCodec(tokenizer))
 
 

@@ -21,6 +21,8 @@ from workers.modeling.errors import UnsupportedModel
 _PACKED = "unforgotten_packed"
 MAX_GROUP_WASTE = 1.25
 """Rows share a group as long as padding to its longest row costs no more than this factor in attention."""
+EXPLICIT_TOKENS = 256
+"""Up to this row length, attention on a CPU is written out: torch's fused kernel is several times slower there."""
 
 
 class AttentionGroup(NamedTuple):
@@ -132,7 +134,7 @@ def _group(rows: Sequence[int], start: int, longest: int, tokens: int, device: t
 
 
 def _packed_attention(
-    module: torch.nn.Module,
+    _module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -180,11 +182,14 @@ def _attend(
     dropout: float,
     cap: float | None,
 ) -> torch.Tensor:
-    if cap is None:
+    is_short_on_cpu = query.device.type == "cpu" and query.shape[-2] <= EXPLICIT_TOKENS
+    if cap is None and not is_short_on_cpu:
         return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True, scale=scaling)
     # Soft-capped scores (Gemma 2) are no case of scaled_dot_product_attention.
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    scores = cap * torch.tanh(query @ key.transpose(-1, -2) * scale / cap)
+    scores = query @ key.transpose(-1, -2) * scale
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     causal = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     weights = scores.masked_fill(~causal, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     return F.dropout(weights, dropout) @ value

@@ -75,7 +75,8 @@ def content_hash(directory: Path) -> str:
 
 
 def _find_cached(source: str, cache_dir: Path) -> FetchedModel | None:
-    for record in cache_dir.glob(f"*/{_SOURCE_RECORD}"):
+    # Only finished folders, which are named by a hash: one that is being made has a record as well.
+    for record in cache_dir.glob(f"{'[0-9a-f]' * 64}/{_SOURCE_RECORD}"):
         facts = json.loads(record.read_text())
         if source in (facts["source"], facts["asked"]):
             return FetchedModel(record.parent, record.parent.name, facts["source"])

@@ -177,8 +177,9 @@ class _Preparation:
         save_teacher(path, compute_teacher_states(loaded.model, rows, self.channel.progress("teacher states")))
 
     def _gram(self, path: Path, loaded: LoadedModel) -> None:
+        head = output_head(loaded.model)
         try:
-            gram = gram_matrix(output_head(loaded.model))
+            gram = gram_matrix(head)
         except UnsupportedModel as error:
             # Methods that could use it compute logits instead, and say so in their report.
             self.channel.say(f"No Gram matrix: {error}")

@@ -144,3 +144,23 @@ class TestWorker:
             publisher.publish(queued.work_id)
             eventually(lambda: world.job(queued.job_id).status == JobStatus.SUCCEEDED)
         assert marked(queued.work_id) == []
+
+    def test_comes_back_to_a_broker_that_was_restarted(
+        self, world: Any, tmp_path: Path, eventually: Eventually
+    ) -> None:
+        broker = EmbeddedBroker(tmp_path / "data")
+
+        def run_a_job() -> None:
+            queued = world.add_job()
+            BrokerBell(url).publish(queued.work_id)
+            eventually(lambda: world.job(queued.job_id).status == JobStatus.SUCCEEDED)
+
+        try:
+            url = broker.start()
+            with worker(world, url, "succeed"):
+                run_a_job()
+                broker.stop()
+                broker.start()
+                run_a_job()
+        finally:
+            broker.stop()

@@ -1,0 +1,152 @@
+"""The unmodified `openai` client against the service, over HTTP. No worker runs, so jobs stay queued."""
+
+import threading
+import time
+from collections.abc import Iterator
+from io import BytesIO
+
+import openai
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import select
+
+from app.auth.service import AuthService
+from app.db import Database
+from app.ids import new_id
+from app.models import Checkpoint, FineTunedModel, Job
+from tests.app.helpers import BASE, chat_file
+
+
+@pytest.fixture
+def address(api: FastAPI) -> Iterator[str]:
+    """The service on a free port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + 20.0
+    while not server.started:
+        assert time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/v1"
+    server.should_exit = True
+    thread.join(20.0)
+
+
+@pytest.fixture
+def ai(address: str, database: Database) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=address, api_key=AuthService(database).create_key("acme"), max_retries=0) as client:
+        yield client
+
+
+def upload(ai: openai.OpenAI, data: bytes | None = None) -> str:
+    return ai.files.create(file=("train.jsonl", BytesIO(data or chat_file())), purpose="fine-tune").id
+
+
+def create(ai: openai.OpenAI, file_id: str) -> str:
+    return ai.fine_tuning.jobs.create(model=BASE, training_file=file_id).id
+
+
+class TestFiles:
+    def test_create_wait_retrieve_content_list_delete(self, ai: openai.OpenAI) -> None:
+        data = chat_file(11)
+        file_id = upload(ai, data)
+        assert ai.files.wait_for_processing(file_id).status == "processed"
+        found = ai.files.retrieve(file_id)
+        assert (found.bytes, found.filename, found.purpose) == (len(data), "train.jsonl", "fine-tune")
+        assert ai.files.content(file_id).read() == data
+        assert [file.id for file in ai.files.list()] == [file_id]
+        assert ai.files.delete(file_id).deleted
+        with pytest.raises(openai.NotFoundError):
+            ai.files.retrieve(file_id)
+
+    def test_lists_page_by_themselves(self, ai: openai.OpenAI) -> None:
+        made = [upload(ai) for _ in range(5)]
+        assert [file.id for file in ai.files.list(limit=2, order="asc")] == made
+
+    def test_expiry(self, ai: openai.OpenAI) -> None:
+        found = ai.files.create(
+            file=("a.jsonl", chat_file()),
+            purpose="fine-tune",
+            expires_after={"anchor": "created_at", "seconds": 7200},
+        )
+        assert found.expires_at == found.created_at + 7200
+
+    def test_bad_lines_are_in_the_error(self, ai: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError, match="Line 11") as caught:
+            upload(ai, chat_file() + b"{oops\n")
+        assert (caught.value.code, caught.value.param) == ("invalid_training_file", "file")
+        assert isinstance(caught.value.body, dict)
+        assert caught.value.body["lines"][0]["line"] == 11
+        assert caught.value.request_id is not None
+
+
+class TestJobs:
+    def test_create_retrieve_list_cancel_events(self, ai: openai.OpenAI, base: str) -> None:
+        file_id = upload(ai)
+        job = ai.fine_tuning.jobs.create(
+            model=base,
+            training_file=file_id,
+            validation_file=upload(ai),
+            suffix="mine",
+            seed=3,
+            metadata={"team": "red"},
+            method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+            extra_body={"safety": {"method": "der", "hyperparameters": {"alpha": 1.0}}},
+        )
+        assert (job.status, job.seed, job.hyperparameters.n_epochs) == ("queued", 3, 2)
+        assert job.model_extra is not None
+        assert job.model_extra["safety"]["hyperparameters"]["alpha"] == 1.0
+        assert ai.fine_tuning.jobs.retrieve(job.id) == job
+        assert [found.id for found in ai.fine_tuning.jobs.list(metadata={"team": "red"})] == [job.id]
+        assert list(ai.fine_tuning.jobs.list(metadata={"team": "blue"})) == []
+        assert len(list(ai.fine_tuning.jobs.list_events(job.id, limit=1))) == 3
+        assert list(ai.fine_tuning.jobs.checkpoints.list(job.id)) == []
+        assert ai.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+        assert ai.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+
+    def test_lists_page_by_themselves(self, ai: openai.OpenAI, base: str) -> None:
+        file_id = upload(ai)
+        made = [create(ai, file_id) for _ in range(5)]
+        assert [job.id for job in ai.fine_tuning.jobs.list(limit=2)] == made[::-1]
+
+    def test_checkpoints(self, ai: openai.OpenAI, base: str, database: Database) -> None:
+        job_id = create(ai, upload(ai))
+        name = "ft:tiny-base:unforgotten::abc:ckpt-step-5"
+        with database.transaction() as session:
+            checkpoint_id = new_id("ftckpt_")
+            session.add(
+                Checkpoint(
+                    id=checkpoint_id, job_id=job_id, step_number=5, model_name=name, metrics={"train_loss": 0.25}
+                )
+            )
+        found = list(ai.fine_tuning.jobs.checkpoints.list(job_id))
+        assert [checkpoint.fine_tuned_model_checkpoint for checkpoint in found] == [name]
+        assert found[0].metrics.train_loss == 0.25
+
+    def test_errors_have_their_classes(self, ai: openai.OpenAI, address: str, base: str) -> None:
+        with pytest.raises(openai.NotFoundError) as missing:
+            ai.fine_tuning.jobs.create(model="gpt-9", training_file="file-x")
+        assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+        with pytest.raises(openai.BadRequestError) as unknown:
+            ai.fine_tuning.jobs.create(model=base, training_file="file-x", extra_body={"safety": {"method": "magic"}})
+        assert unknown.value.param == "safety.method"
+        with openai.OpenAI(base_url=address, api_key="wrong") as nobody, pytest.raises(openai.AuthenticationError):
+            nobody.models.list()
+
+
+class TestModels:
+    def test_list_retrieve_delete(self, ai: openai.OpenAI, base: str, database: Database) -> None:
+        job_id = create(ai, upload(ai))
+        name = "ft:tiny-base:unforgotten:mine:abcd1234"
+        with database.transaction() as session:
+            project_id = session.scalars(select(Job.project_id)).one()
+            session.add(FineTunedModel(id=name, project_id=project_id, job_id=job_id, base_id=base))
+        assert [model.id for model in ai.models.list()] == [base, name]
+        assert ai.models.retrieve(name).id == name
+        assert ai.models.delete(name).deleted
+        with pytest.raises(openai.NotFoundError):
+            ai.models.retrieve(name)
+        with pytest.raises(openai.PermissionDeniedError):
+            ai.models.delete(base)
