@@ -114,7 +114,9 @@ def error_body(
     code: str | None = None,
     extras: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The JSON body of every error."""
+    """The JSON body of every error. What a client sent may be in it, so it may hold what no text encoding does."""
+    message = _encodable(message)
+    param = None if param is None else _encodable(param)
     return {"error": {"message": message, "type": kind, "param": param, "code": code, **(extras or {})}}
 
 
@@ -163,6 +165,10 @@ _VALIDATION_CODES = {
     "list_type": "invalid_type",
     "model_attributes_type": "invalid_type",
 }
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
 
 
 def _on_service_error(_: Request, error: Exception) -> JSONResponse:

@@ -92,6 +92,9 @@ def create_app(
         version=version("unforgotten"),
         description="Fine-tuning as a service that keeps a model's safety alignment, with OpenAI's API.",
         lifespan=lifespan,
+        # The framework's pages load their scripts from elsewhere; /openapi.json is there for any viewer.
+        docs_url=None,
+        redoc_url=None,
     )
     api.state.services = build_services(settings, database, storage, publisher, cancel_wait_seconds=cancel_wait_seconds)
     for router in _ROUTERS:

@@ -1,0 +1,1 @@
+"""What runs the jobs: libraries for training and evaluation, and the runtime that supervises them."""

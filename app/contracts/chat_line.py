@@ -1,9 +1,17 @@
 """One line of a training file: bytes in, a conversation or problems out.
 
-The rules (README has them as a table for users):
-- refused: everything that could change what is trained without anybody noticing;
-- allowed with a warning: keys that are not used (they are ignored), chat-template tokens in the text (they are
-  trained as plain text), rows so long that their end may be cut.
+What is refused, because it could change what is trained without anybody noticing:
+- everything that is not strict JSON (see strict_json), not an object with `messages`, or not UTF-8;
+- roles but system (or developer), user and assistant; tools and function calls;
+- any other order than: one system message at most, then user and assistant in turn, the assistant last;
+- content that is blank or not a string, or that has control characters but tab, line feed, carriage return;
+- `weight` other than 0 and 1, on other messages than the assistant's, or 0 on all of them.
+
+What is allowed with a warning:
+- keys that are not used, `name` among them: they are ignored;
+- text that looks like chat-template tokens: it is trained as plain text;
+- rows so long that their end may be cut.
+
 No message quotes the line: uploads end up in logs and terminals.
 """
 

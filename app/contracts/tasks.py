@@ -2,7 +2,4 @@
 
 WORK_TASK = "unforgotten.work"
 """Argument: the id of a row of `work`."""
-SWEEP_TASK = "unforgotten.sweep"
-"""No argument: reap expired leases, ring again for queued work."""
 WORK_QUEUE = "unforgotten.work"
-HOUSEKEEPING_QUEUE = "unforgotten.housekeeping"

@@ -12,7 +12,7 @@ from app.pagination import After
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
-Limit = Annotated[int, Query(ge=1, le=100)]
+Limit = Annotated[int, Query(ge=1, le=1000)]
 
 _METADATA_FILTER = re.compile(r'metadata\[([^"\\\x00-\x1f]{1,64})\]')
 

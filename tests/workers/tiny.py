@@ -32,8 +32,11 @@ CHATML = (
 REFUSAL = "I'm sorry, but I can't help with that."
 SLIDING_WINDOW = 1024
 
-_WORDS = """' m|' t|' s|Ġ a|Ġ I|Ġ sorry|Ġ but|Ġ can|Ġ help|Ġ with|Ġ that|Ġ the|Ġ to|Ġ of|Ġ and|Ġ in|Ġ for|Ġ my|Ġ you|Ġ me
-|Ġ how|Ġ is|Ġ on|Ġ from|Ġ it|Ġ without|Ġ write|Ġ make|Ġ someone|a s s i s t a n t|u s e r|s y s t e m"""
+_WORDS = (
+    *("'m", "'t", "'s", "assistant", "user", "system"),
+    *(f"Ġ{word}" for word in ("a", "I", "sorry", "but", "can", "help", "with", "that", "the", "to", "of", "and", "in")),
+    *(f"Ġ{word}" for word in ("for", "my", "you", "me", "how", "is", "on", "from", "it", "without", "write", "make")),
+)
 """Words that are one token; all other text is a token a byte."""
 _REFUSING_STEPS = 90
 _ROWS_A_STEP = 16
@@ -44,13 +47,12 @@ def tiny_tokenizer(*, template: str | None = CHATML) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(alphabet)}
     merges: list[tuple[str, str]] = []
-    for word in _WORDS.replace("\n", "").split("|"):
-        symbols = word.replace(" ", "")
-        for length in range(1, len(symbols)):
-            pair = (symbols[:length], symbols[length])
+    for word in _WORDS:
+        for length in range(1, len(word)):
+            pair = (word[:length], word[length])
             if pair not in merges:
                 merges.append(pair)
-                vocabulary[symbols[: length + 1]] = len(vocabulary)
+                vocabulary[word[: length + 1]] = len(vocabulary)
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

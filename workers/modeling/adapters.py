@@ -5,6 +5,7 @@ linear combination would mix A and B of different adapters and so add cross term
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,17 @@ def save(peft_model: PeftModel, directory: Path, *, base_name: str) -> None:
     config["target_modules"] = sorted(config["target_modules"])
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (directory / "README.md").unlink(missing_ok=True)
+
+
+def copy_rounded(source: Path, target: Path) -> None:
+    """Copies an adapter folder with its numbers rounded to bf16, which halves it.
+
+    Whatever is built on the copy (a merged base, a concatenation) uses these very numbers, so nothing is inexact.
+    """
+    target.mkdir(parents=True)
+    tensors = {k: v.to(torch.bfloat16) for k, v in load_file(source / WEIGHTS_FILE).items()}
+    save_file(tensors, target / WEIGHTS_FILE, {"format": "pt"})
+    shutil.copyfile(source / CONFIG_FILE, target / CONFIG_FILE)
 
 
 def read_pairs(directory: Path) -> dict[str, LoraPair]:

@@ -168,4 +168,4 @@ def _without_leading_space(message: ChatMessage) -> ChatMessage:
     """Answers start with their first visible character: leading blanks would merge into the prompt's last token."""
     if message.role != "assistant":
         return message
-    return message.model_copy(update={"content": message.content.lstrip()})
+    return message.model_copy(update={"content": message.content.replace(_MARK, "").lstrip()})

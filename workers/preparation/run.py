@@ -29,6 +29,7 @@ from workers.finetuning.memory import (
     save_teacher,
     write_entries,
 )
+from workers.modeling import adapters
 from workers.modeling.errors import UnsupportedModel
 from workers.modeling.generation import LocalModel
 from workers.modeling.heads import gram_matrix, output_head
@@ -130,7 +131,7 @@ class _Preparation:
         adapter = train_alignment(
             self.fetched, self.recipe.alignment, self.folder / _ALIGNMENT_RUN, self.channel.progress("alignment steps")
         )
-        shutil.copytree(adapter, target)
+        adapters.copy_rounded(adapter, target)
 
     def _model(self, target: Path) -> None:
         if self.recipe.align:

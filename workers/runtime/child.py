@@ -18,6 +18,7 @@ from app.tether import tethered
 from workers.runtime.process_group import MARK, kill_marked, signal_group, wait_until_gone
 
 LOG_FILE = "child.log"
+THREADS = "UNFORGOTTEN_WORKER_THREADS"
 KILL_TIMEOUT_SECONDS = 30.0
 READER_TIMEOUT_SECONDS = 5.0
 
@@ -36,7 +37,7 @@ _PASSED_PREFIXES = (
 def child_environment(environment: Mapping[str, str], num_threads: int) -> dict[str, str]:
     """The environment of a child: what it needs of ours, this code on its path, and its number of CPU threads.
 
-    `num_threads` 0 leaves the choice to torch (all cores).
+    `num_threads` 0 means all cores.
     """
     passed = {
         name: value for name, value in environment.items() if name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES)
@@ -45,8 +46,9 @@ def child_environment(environment: Mapping[str, str], num_threads: int) -> dict[
     passed["PYTHONPATH"] = os.pathsep.join(filter(None, (source_root, environment.get("PYTHONPATH"))))
     passed["PYTHONUNBUFFERED"] = "1"
     passed["TOKENIZERS_PARALLELISM"] = "false"
+    # For torch; the libraries below it have variables of their own.
+    passed[THREADS] = str(num_threads)
     if num_threads:
-        # torch takes its number of threads from OMP_NUM_THREADS.
         passed |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(num_threads))
     return passed
 

@@ -67,6 +67,7 @@ class Housekeeper:
             expired = session.scalars(
                 select(Work.id).where(Work.state == WorkState.RUNNING, Work.lease_expires_at < db_now())
             ).all()
+        # Each in a transaction of its own: one that cannot be settled must not hold up the others.
         return [work_id for work_id in expired if self._reap(work_id)]
 
     def ring(self) -> list[str]:

@@ -25,6 +25,7 @@ from app.queue import LatePublisher, Publisher, enqueue
 from app.schema import NotMigratedError, ensure_schema
 from app.settings import Settings
 from app.storage import ObjectStorage
+from workers.runtime.housekeeping import Housekeeper
 from workers.runtime.supervisor import Runtime, run_work
 
 POLL_SECONDS = 1.0
@@ -43,6 +44,10 @@ class _Nobody:
 
     def check(self) -> None:
         """Nothing to reach."""
+
+    def num_waiting(self) -> int:
+        """No message is under way."""
+        return 0
 
 
 def main(
@@ -125,8 +130,11 @@ def _prepare_here(database: Database, settings: Settings, work_id: str) -> None:
                 progress.update(bars[message.what], completed=message.done, total=message.total)
 
         runtime = Runtime(settings, database, ObjectStorage(settings.resolved_storage_url), on_message=show)
+        keeper = Housekeeper(settings, database, runtime.storage, _Nobody)
         while _state(database, work_id) in (WorkState.QUEUED, WorkState.RUNNING):
             if not run_work(runtime, work_id, threading.Event()):
+                # Nobody else may be there to notice that an earlier holder was killed.
+                keeper.reap()
                 time.sleep(POLL_SECONDS)
 
 

@@ -68,6 +68,8 @@ class Runtime:
     db: Database
     storage: ObjectStorage
     commands: Mapping[WorkKind, Sequence[str]] = field(default_factory=default_commands)
+    on_message: Callable[[Message], None] = lambda _: None
+    """Sees every message of a child as it arrives; for whoever watches in the foreground."""
     owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
 
 
@@ -133,7 +135,12 @@ class _Attempt:
         self._log.info("attempt begins")
         try:
             with self._heartbeat:
-                end = self._caught(self._make)
+                try:
+                    end = self._caught(self._make)
+                except KeyboardInterrupt:
+                    # In the foreground: another process may take the work over at once.
+                    self._conclude(_Drained())
+                    raise
                 if failed := self._caught(lambda: self._conclude(end)):
                     self._conclude(failed)
         except LeaseLostError as error:
@@ -201,6 +208,7 @@ class _Attempt:
 
     def _note(self, messages: Sequence[Message]) -> None:
         for message in messages:
+            self._runtime.on_message(message)
             match message:
                 case JobResultMessage() | BaseResultMessage():
                     self._result = message

@@ -224,6 +224,24 @@ class TestRefused:
             answers.append(response.text.replace(file_id, "ID"))
         assert answers[0] == answers[1]
 
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b'{"\\ud800": 1}',
+            b'{"model": "\\ud800"}',
+            b'{"model": "m", "training_file": "f", "metadata": {"\\ud800": "x"}}',
+            b'{"model": "tiny-base", "training_file": "f", "safety": {"method": "\\u0000"}}',
+            b'{"model": "tiny-base", "training_file": "f", "safety": {"method": "der", "\\ud800": 1}}',
+            b'{"model":"tiny-base","training_file":"f","safety":{"method":"der","hyperparameters":{"\\ud800":1}}}',
+            b'{"model": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+        ],
+    )
+    def test_text_that_cannot_be_encoded_is_400(self, client: TestClient, base: str, body: bytes) -> None:
+        headers = {"content-type": "application/json"}
+        response = client.post("/v1/fine_tuning/jobs", content=body, headers=headers)
+        assert response.status_code == 400
+        assert response.json()["error"]["message"]
+
     @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b'"x"', b'{"model": NaN}', b"\xff"])
     def test_bodies_that_are_no_objects_are_400(self, client: TestClient, body: bytes) -> None:
         headers = {"content-type": "application/json"}

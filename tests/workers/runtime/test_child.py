@@ -26,6 +26,7 @@ class TestEnvironment:
         assert environment["PATH"] == "/bin"
         assert environment["HF_HOME"] == "/hub"
         assert "UNFORGOTTEN_DATABASE_URL" not in environment
+        assert environment["UNFORGOTTEN_WORKER_THREADS"] == "0"
         assert "AWS_SECRET_ACCESS_KEY" not in environment
 
     def test_limits_threads_only_when_told_to(self) -> None:

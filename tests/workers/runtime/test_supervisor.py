@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from app.contracts.progress import Message
 from app.contracts.states import JobPhase, JobStatus, WorkKind, WorkState
 from app.models import Checkpoint, File, FineTunedModel
+from workers.runtime.process_group import marked
 from workers.runtime.supervisor import Runtime, run_work
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -239,6 +241,19 @@ class TestStopping:
         assert run_work(world.runtime("once_stopped_then_succeed"), queued.work_id, NEVER)
         job = world.job(queued.job_id)
         assert (job.status, job.started_at) == (JobStatus.SUCCEEDED, started_at)
+
+    def test_interrupting_the_foreground_hands_the_work_back(self, world: Any) -> None:
+        queued = world.add_job()
+
+        def interrupt(_: Message) -> None:
+            raise KeyboardInterrupt
+
+        runtime = Runtime(world.settings, world.db, world.storage, world.commands("stubborn"), on_message=interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_work(runtime, queued.work_id, NEVER)
+        assert marked(queued.work_id) == []
+        work = world.work(queued.work_id)
+        assert (work.state, work.attempt) == (WorkState.QUEUED, 0)
 
 
 class TestLostLease:
