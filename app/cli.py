@@ -82,10 +82,10 @@ def worker() -> None:
     _become("workers")
 
 
-@cli.command()
-def demo() -> None:
+@cli.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def demo(context: typer.Context) -> None:
     """Upload a data set, fine-tune with DER and show the report, all through the HTTP API."""
-    _become("workers.demo")
+    _become("workers.demo", *context.args)
 
 
 @cli.command()
@@ -134,16 +134,12 @@ def add_model(
     )
 
 
-@models_cli.command("prepare", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def prepare_model(
-    context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A registered base model, or a name of the catalogue.")],
-    retrain: Annotated[bool, typer.Option("--retrain", help="Train the alignment anew, not the shipped one.")] = False,
-    wait: Annotated[bool, typer.Option(help="Stay until it is ready and show progress.")] = True,
-) -> None:
-    """Align a base model if its entry says so, and build what all jobs on it share. Done once; repeating is quick."""
-    options = ["--retrain"] if retrain else []
-    _become("workers.preparation.cli", name, *options, "--wait" if wait else "--no-wait", *context.args)
+@models_cli.command(
+    "prepare", context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def prepare_model(context: typer.Context) -> None:
+    """Align a base model if its entry says so, and build what all jobs on it share. Once; repeating is quick."""
+    _become("workers.runtime.prepare", *context.args)
 
 
 @keys_cli.command("create")

@@ -269,4 +269,6 @@ def _free_port(host: str) -> int:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command_line = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command_line.command()(main)
+    command_line(prog_name="unforgotten demo")

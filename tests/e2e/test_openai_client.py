@@ -5,7 +5,7 @@ import io
 import json
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -48,8 +48,9 @@ def wait_for(client: openai.OpenAI, job_id: str, is_there: Callable[[FineTuningJ
 
 
 @pytest.fixture
-def client(service: Service) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.new_key("acme"))
+def client(service: Service) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.new_key("acme")) as client:
+        yield client
 
 
 class TestTheMainJob:
@@ -160,9 +161,13 @@ class TestTheMainJob:
 
     def test_another_project_sees_nothing(self, service: Service, client: openai.OpenAI) -> None:
         training = client.files.create(file=("train.jsonl", rows(12)), purpose="fine-tune")
-        other = openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.new_key("other"))
-        with pytest.raises(openai.NotFoundError):
-            other.files.retrieve(training.id)
-        with pytest.raises(openai.NotFoundError) as caught:
-            other.fine_tuning.jobs.create(model=BASE, training_file=training.id)
-        assert caught.value.param == "training_file"
+        with openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.new_key("other")) as other:
+            with pytest.raises(openai.NotFoundError):
+                other.files.retrieve(training.id)
+            refusals = []
+            for file_id in (training.id, "file-missing"):
+                with pytest.raises(openai.BadRequestError) as caught:
+                    other.fine_tuning.jobs.create(model=BASE, training_file=file_id)
+                assert caught.value.param == "training_file"
+                refusals.append(caught.value.message.replace(file_id, "ID"))
+        assert refusals[0] == refusals[1]

@@ -152,4 +152,6 @@ def _report(database: Database, name: str) -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    command_line = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    command_line.command()(main)
+    command_line(prog_name="unforgotten models prepare")
