@@ -1,0 +1,1 @@
+"""The API: serves HTTP and owns rows and files. Imports neither torch nor workers."""

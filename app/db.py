@@ -38,12 +38,12 @@ class db_now(FunctionElement[float]):  # noqa: N801  (reads as the SQL function 
 
 
 @compiles(db_now, "sqlite")
-def _db_now_sqlite(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+def _db_now_sqlite(_element: db_now, _compiler: SQLCompiler, **_: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
 @compiles(db_now, "postgresql")
-def _db_now_postgresql(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
+def _db_now_postgresql(_element: db_now, _compiler: SQLCompiler, **_: Any) -> str:
     # clock_timestamp, not now(): the latter stands still within a transaction.
     return "extract(epoch from clock_timestamp())::double precision"
 
@@ -58,7 +58,7 @@ def open_engine(url: str) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
 
     @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, record: Any) -> None:
+    def _on_connect(connection: Any, _record: Any) -> None:
         # pysqlite would start transactions by itself, and deferred ones: see _on_begin.
         connection.isolation_level = None
         for pragma in (

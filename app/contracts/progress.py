@@ -34,6 +34,8 @@ class EventMessage(Value):
 
 
 class PhaseMessage(Value):
+    """The job has entered a phase."""
+
     kind: Literal["phase"] = "phase"
     phase: JobPhase
 

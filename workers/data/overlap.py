@@ -13,11 +13,12 @@ NGRAM_WORDS = 8
 MAX_JACCARD = 0.7
 
 _WORD = re.compile(r"[a-z0-9]+")
-_CARRIER = frozenset(
-    "a an the of to for in on at by with and or my your me i you it is are be can could how do does what that this from "
-    "into so as without out up give write create provide explain show tell make step steps guide tutorial instructions "
-    "detailed please who which if not their his her someone somebody them they".split()
-)
+_CARRIER_WORDS = """
+    a an the of to for in on at by with and or my your me i you it is are be can could how do does what that this from
+    into so as without out up give write create provide explain show tell make step steps guide tutorial instructions
+    detailed please who which if not their his her someone somebody them they
+"""
+_CARRIER = frozenset(_CARRIER_WORDS.split())
 
 
 class Overlap(NamedTuple):
@@ -34,7 +35,7 @@ def words(text: str) -> list[str]:
 
 
 def find_overlaps(left: Sequence[str], right: Iterable[str]) -> list[Overlap]:
-    """Every pair of a text of `left` and a text of `right` that overlap (equal positions of one list are the caller's)."""
+    """Every pair of a text of `left` and a text of `right` that overlap."""
     grams: dict[tuple[str, ...], str] = {}
     contents = []
     for text in left:

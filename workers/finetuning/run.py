@@ -142,7 +142,7 @@ def _encode_validation(codec: ChatCodec, rows: Sequence[ChatRow], plan: Training
     try:
         return encode_dataset(codec, rows, max_tokens=plan.max_row_tokens)
     except DatasetRefused as error:
-        raise ValidationRefused(f"Validation: {error}") from error
+        raise ValidationRefused(f"Validation file, {str(error)[:1].lower()}{str(error)[1:]}") from error
 
 
 def _run_key(base_hash: str, dataset: Dataset, plan: TrainingPlan) -> str:

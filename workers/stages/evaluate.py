@@ -20,6 +20,7 @@ from app.contracts.states import JobPhase
 from workers.evaluation.baseline import release_benchmarks
 from workers.evaluation.cache import BaseResultsCache
 from workers.evaluation.judges import DEFAULT_JUDGE, JUDGES
+from workers.evaluation.prompts import Benchmark
 from workers.evaluation.report import build_report
 from workers.evaluation.safety import compare, run_benchmark
 from workers.evaluation.utility import compare_utility, measure
@@ -76,11 +77,11 @@ def _tuned_model(context: StageContext) -> _Tuned:
     return _Tuned(loaded, peft_model, plan.max_row_tokens)
 
 
-def _benchmark(context: StageContext, tuned: _Tuned, benchmark: Any, recipe: PrepareRecipe) -> SafetyBenchmark:
+def _benchmark(context: StageContext, tuned: _Tuned, benchmark: Benchmark, recipe: PrepareRecipe) -> SafetyBenchmark:
     judge = JUDGES[DEFAULT_JUDGE]
     context.channel.say(f"Asking the model {len(benchmark.prompts)} prompts: {benchmark.title}")
     progress = context.channel.progress(benchmark.title)
-    base = BaseResultsCache(context.artefacts.baseline_dir).benchmark_answers(
+    base = _base_results(context).benchmark_answers(
         context.artefacts.record["theta_safe_hash"],
         tuned.without,
         benchmark,
@@ -98,10 +99,15 @@ def _utility(context: StageContext, tuned: _Tuned) -> Utility:
     rows, source = _utility_rows(context)
     context.channel.say(f"Measuring the task on {len(rows)} rows: {source}")
     progress = context.channel.progress("task rows")
-    base = measure(tuned.without, rows, on_progress=progress)
-    return compare_utility(
-        base, measure(tuned.with_adapter, rows, on_progress=progress), source=source
+    # Tenants often run several jobs with one validation file; the base is measured on it once.
+    base = _base_results(context).utility(
+        context.artefacts.record["theta_safe_hash"], tuned.without, rows, on_progress=progress
     )
+    return compare_utility(base, measure(tuned.with_adapter, rows, on_progress=progress), source=source)
+
+
+def _base_results(context: StageContext) -> BaseResultsCache:
+    return BaseResultsCache(context.artefacts.baseline_dir)
 
 
 def _utility_rows(context: StageContext) -> tuple[list[ChatRow], str]:

@@ -64,7 +64,7 @@ def _what(report: Report) -> str:
 
 def _two_bases(report: Report, source: str) -> str:
     return (
-        f"This folder's adapter starts from the provider's *aligned* base (theta_safe, `{report.provenance.base}`, hash "
-        f"`{report.provenance.base_hash[:16]}`). `for_original_base/` holds the same model relative to the public "
+        f"This folder's adapter starts from the provider's *aligned* base (theta_safe, `{report.provenance.base}`, "
+        f"hash `{report.provenance.base_hash[:16]}`). `for_original_base/` holds the same model relative to the public "
         f"weights (`{source}`): the alignment's and this job's updates concatenated, exact up to rounding."
     )

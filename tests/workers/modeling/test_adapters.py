@@ -46,7 +46,9 @@ class TestAttach:
         adapters.attach(model, LoraPlan(rank=8), seed=0)
         assert torch.equal(logits(model), before)
 
-    def test_trains_pairs_on_every_linear_layer_but_the_head_and_freezes_the_rest(self, tiny_models: TinyModels) -> None:
+    def test_trains_pairs_on_every_linear_layer_but_the_head_and_freezes_the_rest(
+        self, tiny_models: TinyModels
+    ) -> None:
         model = base(tiny_models.folder("llama"))
         names = adapters.target_modules(model)
         assert len(names) == 2 * 7
@@ -81,7 +83,9 @@ class TestSave:
     ) -> None:
         for name in ("one", "two"):
             write_random_adapter(base(tiny_models.folder("llama")), tmp_path / name, rank=4, seed=1)
-        assert json.loads((tmp_path / "one" / adapters.CONFIG_FILE).read_text())["base_model_name_or_path"] == "some/base"
+        assert (
+            json.loads((tmp_path / "one" / adapters.CONFIG_FILE).read_text())["base_model_name_or_path"] == "some/base"
+        )
         assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [adapters.CONFIG_FILE, adapters.WEIGHTS_FILE]
         for file in (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE):
             assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()

@@ -14,7 +14,9 @@ CONTROL_IDS = {CODEC.tokenizer.convert_tokens_to_ids(token) for token in (START,
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 """Everything JSON can bring, but for lone surrogates."""
-tricky_texts = st.lists(st.sampled_from([START, END, PAD, "<", "|", "im_end", " ", "\n", "a", "é", "\ue0f1"])).map("".join)
+tricky_texts = st.lists(st.sampled_from([START, END, PAD, "<", "|", "im_end", " ", "\n", "a", "é", "\ue0f1"])).map(
+    "".join
+)
 
 
 def trained_text(encoded: EncodedRow) -> str:

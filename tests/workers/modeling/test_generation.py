@@ -49,14 +49,14 @@ class TestGreedyAnswers:
             assert answer.count(end) == 1
         assert LocalModel(loaded).generate([ask("Hi")], max_new_tokens=40, on_progress=no_progress) == [REFUSAL]
 
-    def test_come_in_the_order_of_the_questions(
-        self, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_come_in_the_order_of_the_questions(self, tiny_models: TinyModels, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(generation, "MAX_BATCH_ROWS", 2)
         model = LocalModel(load(tiny_models.folder("llama"), precision="fp32"))
         progress: list[tuple[int, int]] = []
         together = model.generate(
-            [ask(q) for q in QUESTIONS], max_new_tokens=8, on_progress=lambda done, total: progress.append((done, total))
+            [ask(q) for q in QUESTIONS],
+            max_new_tokens=8,
+            on_progress=lambda done, total: progress.append((done, total)),
         )
         single = [model.generate([ask(q)], max_new_tokens=8, on_progress=no_progress)[0] for q in QUESTIONS]
         assert together == single

@@ -95,7 +95,9 @@ class TestGramMatrix:
 
     def test_is_summed_in_float64_over_all_rows_of_the_vocabulary(self) -> None:
         weight = torch.randn(40_000, 3, generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(gram_matrix(OutputHead(weight)), weight.double().T @ weight.double(), rtol=1e-13, atol=0)
+        torch.testing.assert_close(
+            gram_matrix(OutputHead(weight)), weight.double().T @ weight.double(), rtol=1e-13, atol=0
+        )
 
     def test_does_not_exist_for_a_soft_capped_head(self) -> None:
         with pytest.raises(UnsupportedModel, match="no Gram form"):

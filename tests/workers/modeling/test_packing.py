@@ -56,7 +56,10 @@ class TestPackedRows:
             rows = random_rows(LENGTHS)
             directions = [torch.randn(len(row), 32, generator=generator) for row in rows]
             loss = sum(
-                ((states * direction).sum() for states, direction in zip(forward(model, rows), directions, strict=True)),
+                (
+                    (states * direction).sum()
+                    for states, direction in zip(forward(model, rows), directions, strict=True)
+                ),
                 torch.zeros(()),
             )
             loss.backward()  # type: ignore[no-untyped-call]
@@ -113,7 +116,10 @@ class TestSlidingWindow:
         config = tiny_config(family, 300)
         config.update({"sliding_window": 16})
         model = tiny_model(config)
-        with pytest.raises(UnsupportedModel, match="sliding window of 16; set max_row_tokens"), packed_attention(model, 17):
+        with (
+            pytest.raises(UnsupportedModel, match="sliding window of 16; set max_row_tokens"),
+            packed_attention(model, 17),
+        ):
             pass
 
 

@@ -33,7 +33,8 @@ class TestPathSource:
         assert content_hash(fetched.directory) == fetched.content_hash
         assert said == ["Hashing the model in model"]
         assert torch.equal(
-            load(fetched.directory).model.get_input_embeddings().weight, load(model_dir).model.get_input_embeddings().weight
+            load(fetched.directory).model.get_input_embeddings().weight,
+            load(model_dir).model.get_input_embeddings().weight,
         )
 
     def test_has_the_same_hash_whenever_and_wherever_it_is_fetched(self, model_dir: Path, tmp_path: Path) -> None:
@@ -56,7 +57,9 @@ class TestPathSource:
 
     def test_with_pickled_weights_alone_is_refused(self, model_dir: Path, tmp_path: Path) -> None:
         (model_dir / "model.safetensors").rename(model_dir / "pytorch_model.bin")
-        with pytest.raises(SourceError, match=r"Pickled weights \(\*\.bin\) are not loaded: convert them to safetensors"):
+        with pytest.raises(
+            SourceError, match=r"Pickled weights \(\*\.bin\) are not loaded: convert them to safetensors"
+        ):
             fetch_quietly(f"path:{model_dir}", tmp_path / "cache")
 
 
