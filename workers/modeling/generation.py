@@ -23,8 +23,6 @@ SCORE_TOKENS = 4096
 class LocalModel:
     """A model on this machine. `peft_model` given and `use_adapter` False: the base under its adapter."""
 
-    decoding = "greedy"
-
     def __init__(
         self, loaded: LoadedModel, *, peft_model: Any = None, use_adapter: bool = True, max_row_tokens: int = 2048
     ) -> None:
@@ -34,6 +32,11 @@ class LocalModel:
         self._use_adapter = use_adapter
         self._max_row_tokens = max_row_tokens
         self._device = loaded.model.get_input_embeddings().weight.device
+
+    @property
+    def decoding(self) -> str:
+        """Greedy, and in which precision: another one can turn a close call between two tokens."""
+        return f"greedy, {str(self._model.get_input_embeddings().weight.dtype).removeprefix('torch.')}"
 
     def generate(
         self, conversations: Sequence[Sequence[ChatMessage]], *, max_new_tokens: int, on_progress: OnProgress

@@ -32,7 +32,7 @@ from workers.finetuning.memory import (
 from workers.modeling import adapters
 from workers.modeling.errors import UnsupportedModel
 from workers.modeling.generation import LocalModel
-from workers.modeling.heads import gram_matrix, output_head
+from workers.modeling.heads import OutputHead, gram_matrix, output_head
 from workers.modeling.loading import LoadedModel, load
 from workers.modeling.sources import FetchedModel, fetch
 from workers.preparation.alignment import copy_companions, copy_shipped, train_alignment, write_merged
@@ -54,6 +54,7 @@ def prepare(spec: PrepareSpec, channel: Channel) -> str:
     Raises:
         SourceError: The model cannot be had.
         ArtefactMissing: theta_safe refuses nothing, so there is no safety memory.
+        UnsupportedModel: Its output head is none that training can use.
     """
     fetched = fetch(spec.source, spec.bases_dir / FETCHED_DIR, on_status=channel.say)
     name = prepared_hash(fetched, spec.recipe)
@@ -97,9 +98,11 @@ class _Preparation:
         self.channel.send(BaseStatusMessage(status="preparing"))
         self._part(artefacts.MODEL_DIR, self._model)
         loaded = load(self.folder / artefacts.MODEL_DIR)
+        # A head that training cannot use is refused here, not in every job on this base.
+        head = output_head(loaded.model)
         self._part(artefacts.MEMORY_FILE, lambda path: self._memory(path, loaded))
         self._part(artefacts.TEACHER_FILE, lambda path: self._teacher(path, loaded))
-        self._part(artefacts.GRAM_FILE, lambda path: self._gram(path, loaded))
+        self._part(artefacts.GRAM_FILE, lambda path: self._gram(path, head))
         baseline = run_baseline(
             LocalModel(loaded),
             self.folder / artefacts.BASELINE_DIR,
@@ -177,8 +180,7 @@ class _Preparation:
         rows = memory_rows(read_entries(self.folder / artefacts.MEMORY_FILE))
         save_teacher(path, compute_teacher_states(loaded.model, rows, self.channel.progress("teacher states")))
 
-    def _gram(self, path: Path, loaded: LoadedModel) -> None:
-        head = output_head(loaded.model)
+    def _gram(self, path: Path, head: OutputHead) -> None:
         try:
             gram = gram_matrix(head)
         except UnsupportedModel as error:

@@ -99,10 +99,10 @@ def _utility(context: StageContext, tuned: _Tuned) -> Utility:
     rows, source = _utility_rows(context)
     context.channel.say(f"Measuring the task on {len(rows)} rows: {source}")
     progress = context.channel.progress("task rows")
-    # Tenants often run several jobs with one validation file; the base is measured on it once.
-    base = _base_results(context).utility(
-        context.artefacts.record["theta_safe_hash"], tuned.without, rows, on_progress=progress
-    )
+    # Tenants often run several jobs with one validation file; the base is measured on it once. Where rows are cut is
+    # part of what was measured.
+    key = f"{context.artefacts.record['theta_safe_hash']}, {context.spec.plan.max_row_tokens} tokens a row"
+    base = _base_results(context).utility(key, tuned.without, rows, on_progress=progress)
     return compare_utility(base, measure(tuned.with_adapter, rows, on_progress=progress), source=source)
 
 

@@ -27,7 +27,7 @@ class TestTraining:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_learns_the_rows(self, family: Family, tiny_models: TinyModels, tmp_path: Path) -> None:
         result = train(tiny_models.folder(family), plan(NONE, num_epochs=8), tmp_path)
-        assert result.history[-1].loss < 0.6 * result.history[0].loss
+        assert result.history[-1].loss < 0.75 * result.history[0].loss
 
     def test_never_changes_the_base(self, model_dir: Path, prepared: Artefacts, tmp_path: Path) -> None:
         base = load(model_dir, precision="fp32")
