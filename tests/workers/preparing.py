@@ -23,6 +23,4 @@ def small_recipe(**settings: Any) -> PrepareRecipe:
 
 
 def prepare_spec(model_dir: Path, bases_dir: Path, **settings: Any) -> PrepareSpec:
-    return PrepareSpec(
-        base_id="tiny", source=f"path:{model_dir}", recipe=small_recipe(**settings), bases_dir=bases_dir
-    )
+    return PrepareSpec(base_id="tiny", source=f"path:{model_dir}", recipe=small_recipe(**settings), bases_dir=bases_dir)

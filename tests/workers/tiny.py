@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     Gemma2Config,
     GemmaConfig,
     LlamaConfig,
@@ -17,7 +18,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
-from transformers import AutoModelForCausalLM
 
 Family = Literal["llama", "mistral", "gemma2", "gemma"]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "gemma2", "gemma")

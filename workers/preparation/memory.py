@@ -66,7 +66,7 @@ def build_memory(
     entries, not_refused, not_helpful = [], 0, 0
     for row, prompt, answer in zip(chosen, prompts, answers, strict=True):
         text = codec.decode(answer)
-        verdict = judge_answer(text)
+        verdict = judge_answer(text, kind="harmful" if row.kind == "harmful" else "over_refusal")
         if row.kind == "harmful" and verdict is not Verdict.REFUSED:
             not_refused += 1
         elif row.kind != "harmful" and verdict is not Verdict.COMPLIED:

@@ -1,5 +1,6 @@
 """The README.md in an adapter archive."""
 
+from pathlib import Path
 from typing import Any
 
 from app.contracts.evaluation import Report
@@ -39,12 +40,12 @@ def model_card(report: Report, record: dict[str, Any]) -> str:
     ]
     if is_aligned:
         lines += [
-            _two_bases(report, record["source"]),
+            _two_bases(report, public_name(record["source"])),
             "",
             _USE.format(base="PUBLIC_BASE", folder="for_original_base"),
         ]
     else:
-        lines.append(_USE.format(base=record["source"], folder="."))
+        lines.append(_USE.format(base=public_name(record["source"]), folder="."))
     rank = "the rank in adapter_config.json"
     lines += [
         f"Servers need a maximum LoRA rank of at least {rank} (vLLM: `--max-lora-rank`).",
@@ -52,6 +53,17 @@ def model_card(report: Report, record: dict[str, Any]) -> str:
         to_markdown(report),
     ]
     return "\n".join(lines) + "\n"
+
+
+def public_name(source: str) -> str:
+    """What to load the original base by: the hub's name for `hf:` sources, else the source itself.
+
+    Of a `path:` source only the folder's name is told: tenants learn no paths of the provider's machine.
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "path":
+        return Path(rest).name
+    return rest.split("@", 1)[0] if kind == "hf" else source
 
 
 def _what(report: Report) -> str:

@@ -15,7 +15,7 @@ from workers.finetuning.run import ADAPTER_DIR
 from workers.modeling import adapters
 from workers.preparation.alignment import copy_companions
 from workers.stages.context import StageContext
-from workers.stages.model_card import model_card
+from workers.stages.model_card import model_card, public_name
 
 NAME = "package"
 ORIGINAL_DIR = "for_original_base"
@@ -46,12 +46,6 @@ def run(context: StageContext) -> dict[str, Any]:
     size = context.archive_file.stat().st_size
     context.channel.say(f"Packaged the adapter ({size / 1e6:.1f} MB, sha256 {digest[:12]})")
     return {"adapter_sha256": digest}
-
-
-def public_name(source: str) -> str:
-    """What to load the original base by: the hub's name for `hf:` sources, else the source itself."""
-    kind, _, rest = source.partition(":")
-    return rest.split("@", 1)[0] if kind == "hf" else source
 
 
 def _copy_tokenizer(model_dir: Path, folder: Path) -> None:

@@ -5,6 +5,7 @@ A change of them is a change of the training's numbers: it needs a reason in the
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from tests.workers.tiny import save_tiny_model
 from workers.finetuning.artefacts import Artefacts
 
 FOLDER = Path(__file__).parents[2] / "assets" / "losses"
-METHODS = {"none": NONE, "der": DER}
+METHODS: dict[str, dict[str, Any]] = {"none": NONE, "der": DER}
 NUM_STEPS = 10
 
 

@@ -11,7 +11,7 @@ from tests.workers.conversations import ask, row, short_rows
 from tests.workers.tiny import END, FAMILIES, REFUSAL, Family
 from workers.modeling import adapters, generation
 from workers.modeling.generation import LocalModel
-from workers.modeling.loading import LoadedModel, load
+from workers.modeling.loading import LoadedModel, Precision, load
 
 QUESTIONS = ["Hi", "Which colour has the sea on a day without clouds?", "a", "How do I make bread from rye?", "Why?"]
 
@@ -106,11 +106,10 @@ class TestScores:
 
 class TestAdapterChoice:
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_one_load_serves_the_base_and_the_tuned_model(self, precision: str, tiny_models: TinyModels) -> None:
+    def test_one_load_serves_the_base_and_the_tuned_model(self, precision: Precision, tiny_models: TinyModels) -> None:
         folder = tiny_models.folder("llama")
-        chosen = "bf16" if precision == "bf16" else "fp32"
-        base = LocalModel(load(folder, precision=chosen))
-        loaded = load(folder, precision=chosen)
+        base = LocalModel(load(folder, precision=precision))
+        loaded = load(folder, precision=precision)
         peft_model = adapters.attach(loaded.model, LoraPlan(rank=8), seed=0)
         for parameter in adapters.trainable_parameters(peft_model).values():
             parameter.data.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(1))

@@ -39,7 +39,7 @@ class TestPathSource:
 
     def test_has_the_same_hash_whenever_and_wherever_it_is_fetched(self, model_dir: Path, tmp_path: Path) -> None:
         first = fetch_quietly(f"path:{model_dir}", tmp_path / "cache")
-        moved = shutil.move(model_dir, tmp_path / "elsewhere")
+        moved = model_dir.rename(tmp_path / "elsewhere")
         (moved / "README.md").write_text("not part of the model")
         (moved / "pytorch_model.bin").write_bytes(b"never looked at")
         again = fetch_quietly(f"path:{moved}", tmp_path / "cache")

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -93,7 +92,9 @@ class TestPreparedBase:
                 for row in rows
             ]
         is_bf16 = states.dtype == torch.bfloat16
-        torch.testing.assert_close(states, torch.cat(alone), rtol=0.05 if is_bf16 else 1e-5, atol=0.1 if is_bf16 else 1e-5)
+        torch.testing.assert_close(
+            states, torch.cat(alone), rtol=0.05 if is_bf16 else 1e-5, atol=0.1 if is_bf16 else 1e-5
+        )
 
     def test_gram_matrix_is_that_of_the_head(self, prepared: Artefacts) -> None:
         weight = load(prepared.model_dir).model.get_output_embeddings().weight.double()
@@ -271,7 +272,7 @@ class TestAlignment:
 
     def test_leaves_no_training_files_behind(self, alignment: tuple[Listener, Listener, Path]) -> None:
         assert not (alignment[2] / "alignment_run").exists()
-        assert sorted(os.listdir(alignment[2] / "alignment_adapter")) == [
+        assert sorted(path.name for path in (alignment[2] / "alignment_adapter").iterdir()) == [
             "adapter_config.json",
             "adapter_model.safetensors",
         ]

@@ -210,6 +210,10 @@ class TestArchive:
             facts = {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in tar}
         assert facts == {(0, 0, 0, "", "", 0o644)}
 
+    def test_tells_no_paths_of_the_providers_machine(self, job: FinishedJob, tmp_path: Path) -> None:
+        for name, content in archive_files(job.folder / "adapter.tar.gz").items():
+            assert str(tmp_path.parent).encode() not in content, name
+
     def test_of_an_aligned_base_has_a_variant_for_the_public_one(
         self, make_spec: MakeSpec, prepared_dir: Path, tiny_models: TinyModels, tmp_path: Path
     ) -> None:
@@ -238,12 +242,12 @@ class TestNextAttempt:
     def test_on_another_machine_starts_over(self, job: FinishedJob, tmp_path: Path) -> None:
         spec = job.spec.model_copy(update={"finished_stages": finished_stages(job.listener)})
         listener = run(spec, tmp_path / "other machine")
-        assert [m.phase for m in listener.of(PhaseMessage)][0] == JobPhase.TRAINING
+        assert listener.of(PhaseMessage)[0].phase == JobPhase.TRAINING
         assert adapter_bytes(tmp_path / "other machine") == adapter_bytes(job.folder)
 
     def test_does_not_trust_a_stage_that_was_never_reported(self, job: FinishedJob) -> None:
         listener = run(job.spec, job.folder)
-        assert [m.phase for m in listener.of(PhaseMessage)][0] == JobPhase.TRAINING
+        assert listener.of(PhaseMessage)[0].phase == JobPhase.TRAINING
         # Training itself goes on from its last checkpoint: nothing is left to do.
         assert listener.of(MetricsMessage) == []
 
@@ -255,7 +259,7 @@ class TestNextAttempt:
         assert [m.step for m in listener.of(MetricsMessage)] == [1]
         assert not (folder / "adapter.tar.gz").exists()
         continued = run(job.spec, folder)
-        assert [m.step for m in continued.of(MetricsMessage)][0] == 2
+        assert continued.of(MetricsMessage)[0].step == 2
         assert adapter_bytes(folder) == adapter_bytes(job.folder)
 
     def test_after_a_stop_in_the_evaluation_does_not_train_again(self, job: FinishedJob, tmp_path: Path) -> None:
