@@ -153,6 +153,7 @@ def create_job(client: httpx.Client, training: str, validation: str) -> dict[str
         "validation_file": validation,
         "suffix": "ticket-router",
         "seed": 0,
+        "hyperparameters": {"n_epochs": 2},
         "safety": {"method": "der"},
     }
     job: dict[str, Any] = call(client, "POST", "/fine_tuning/jobs", json=body)

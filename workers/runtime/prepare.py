@@ -20,6 +20,7 @@ from app.contracts.bases import PrepareRecipe
 from app.contracts.progress import EventMessage, Message, ProgressMessage
 from app.contracts.states import BaseStatus, WorkKind, WorkState
 from app.db import Database
+from app.logs import configure_logs
 from app.models import BaseModelRow, Work
 from app.queue import LatePublisher, Publisher, enqueue
 from app.schema import NotMigratedError, ensure_schema
@@ -64,6 +65,8 @@ def main(
 ) -> None:
     """Prepare a base model: align it if its entry says so, and build what all jobs on it share."""
     settings = Settings()
+    # Progress is shown as bars; only what goes wrong is logged.
+    configure_logs("WARNING")
     database = Database(settings.resolved_database_url)
     try:
         ensure_schema(database)

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.workers.conversations import row, short_rows
+from tests.workers.conversations import row
 from tests.workers.tiny import tiny_tokenizer
 from workers.finetuning.errors import DatasetRefused
 from workers.finetuning.rows import (
@@ -43,9 +43,7 @@ class TestEncodeDataset:
 
     def test_names_the_row_that_cannot_be_trained(self) -> None:
         with pytest.raises(DatasetRefused, match="Row 3: no token of the answer is left within 30 tokens"):
-            encode_dataset(
-                self.codec, [*short_rows(0), row("a", "b"), row("a", "b"), row("x" * 60, "b")], max_tokens=30
-            )
+            encode_dataset(self.codec, [row("a", "b"), row("a", "b"), row("x" * 60, "b")], max_tokens=30)
 
     def test_refuses_no_rows(self) -> None:
         with pytest.raises(DatasetRefused, match="has no rows"):

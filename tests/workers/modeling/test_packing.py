@@ -11,10 +11,10 @@ from tests.workers.tiny import FAMILIES, Family, tiny_config, tiny_model
 from workers.modeling import adapters
 from workers.modeling.errors import UnsupportedModel
 from workers.modeling.loading import load
-from workers.modeling.packing import hidden_states, pack, packed_attention
+from workers.modeling.packing import EXPLICIT_TOKENS, hidden_states, pack, packed_attention
 
-LENGTHS = (3, 40, 1, 41, 90, 2, 8, 13, 42, 21, 5, 40)
-"""Equal ones, similar ones that share a group, and ones far apart."""
+LENGTHS = (3, 40, 1, 41, 300, 90, 2, 8, 280, 13, 42, 21, 5, 40)
+"""Equal ones, similar ones that share a group, ones far apart, and ones on both sides of `EXPLICIT_TOKENS`."""
 
 
 def random_rows(lengths: Sequence[int], vocab_size: int = 300) -> list[list[int]]:
@@ -73,6 +73,9 @@ class TestPackedRows:
 
 
 class TestLayout:
+    def test_rows_of_this_file_take_both_ways_of_attention(self) -> None:
+        assert min(LENGTHS) < EXPLICIT_TOKENS < sorted(LENGTHS)[-2]
+
     def test_rows_lie_longest_first_and_are_found_by_their_start(self) -> None:
         batch = pack([[1, 2], [3, 4, 5], [6]])
         assert batch.input_ids_1T.tolist() == [[3, 4, 5, 1, 2, 6]]
