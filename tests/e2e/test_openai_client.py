@@ -4,8 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,12 +15,10 @@ from peft import PeftModel
 
 from app.contracts.chat import ChatMessage
 from app.contracts.evaluation import Report
-from tests.e2e.conftest import BASE, Service
+from tests.e2e.conftest import BASE
+from tests.e2e.service import Service, wait_for
 from workers.modeling.generation import LocalModel
 from workers.modeling.loading import load
-
-WAIT_SECONDS = 240.0
-FINAL = ("succeeded", "failed", "cancelled")
 
 
 def rows(count: int, *, answer: str = "yes") -> bytes:
@@ -33,18 +30,6 @@ def rows(count: int, *, answer: str = "yes") -> bytes:
         + b"\n"
         for n in range(count)
     )
-
-
-def wait_for(client: openai.OpenAI, job_id: str, is_there: Callable[[FineTuningJob], bool]) -> FineTuningJob:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while True:
-        job = client.fine_tuning.jobs.retrieve(job_id)
-        if is_there(job):
-            return job
-        if time.monotonic() > deadline or job.status in FINAL:
-            events = client.fine_tuning.jobs.list_events(job_id, limit=20).data
-            raise AssertionError(f"{job.status}: {job.error}; " + " | ".join(e.message for e in events))
-        time.sleep(0.2)
 
 
 @pytest.fixture
