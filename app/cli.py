@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -36,13 +38,24 @@ cli.add_typer(models_cli, name="models")
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(db_cli, name="db")
 
+MAX_NAME_CHARACTERS = 128
+"""Of a project or a key."""
+
 out = Console()
 err = Console(stderr=True)
 
 
 def main() -> None:
     """Entry point of the installed command."""
-    cli()
+    try:
+        cli()
+    except ValidationError as error:
+        if error.title != Settings.__name__:
+            raise
+        for found in error.errors(include_input=False):
+            name = "".join(f"UNFORGOTTEN_{part}: ".upper() for part in found["loc"])
+            err.print(f"{name}{found['msg']}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
 
 
 @cli.command()
@@ -69,7 +82,7 @@ def api(
         "app.main:load",
         factory=True,
         host=host or settings.host,
-        port=port or settings.port,
+        port=settings.port if port is None else port,
         log_level=settings.log_level.lower(),
         # The application logs requests itself, with their ids.
         access_log=False,
@@ -127,7 +140,11 @@ def add_model(
     settings = Settings()
     entry = _entry(name, source, align=align)
     with _database(settings) as database:
-        status = CatalogService(database, settings.organization).add_base(entry)
+        catalog = CatalogService(database, settings.organization)
+        known = catalog.bases().get(name)
+        if known is not None and known.source != entry.source:
+            _fail(f"{name} is registered with the source {known.source}: choose another name for this one.")
+        status = catalog.add_base(entry)
     out.print(
         f"{name} is {status}." + ("" if status == "ready" else f" Next: unforgotten models prepare {name}"),
         soft_wrap=True,
@@ -151,6 +168,10 @@ def create_key(
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the key alone.")] = False,
 ) -> None:
     """Make a key for a project. It is shown once: only its hash is kept."""
+    if not project.strip():
+        _fail("Give the project a name.")
+    if max(len(project), len(name)) > MAX_NAME_CHARACTERS or not (project + name).isprintable():
+        _fail(f"Names have at most {MAX_NAME_CHARACTERS} characters, all of them printable.")
     with _database(Settings()) as database:
         key = AuthService(database).create_key(project, name=name, expires_days=expires_days, is_admin=admin)
     if quiet:
@@ -211,11 +232,16 @@ def _entry(name: str, source: str | None, *, align: bool) -> CatalogueEntry:
     if source is None:
         if known is None:
             _fail(f"The catalogue has no {name}: give a --source, or one of {', '.join(e.id for e in CATALOGUE)}.")
+        if align:
+            _fail(f"The catalogue says whether {name} is aligned: --align is for a new name with a --source.")
         return known
     if known is not None:
         _fail(f"{name} is a name of the catalogue: choose another one for your --source.")
     if not source.startswith(("hf:", "path:", "wheel:")):
         _fail("A source begins with hf:, path: or wheel:.")
+    if source.startswith("path:"):
+        # It is read by a process with another working folder.
+        source = f"path:{Path(source.removeprefix('path:')).expanduser().resolve()}"
     try:
         return CatalogueEntry(id=name, title=name, source=source, licence="", recipe=PrepareRecipe(align=align))
     except ValueError as error:

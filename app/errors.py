@@ -140,7 +140,10 @@ def invalid_parameters(errors: Sequence[Mapping[str, Any]], *, prefix: tuple[str
     param = ".".join(str(part) for part in location) or None
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
     message = first["msg"].removeprefix("Value error, ")
-    if code == "unknown_parameter":
+    if param is None and first["type"] in ("missing", "model_attributes_type"):
+        message = "Send the parameters as one JSON object, with the header Content-Type: application/json."
+        code = "invalid_json"
+    elif code == "unknown_parameter":
         message = f"Unknown parameter: {param}"
     elif code == "missing_required_parameter":
         message = f"Missing required parameter: {param}"

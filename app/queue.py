@@ -126,5 +126,8 @@ def enqueue(session: Session, publisher: Publisher, kind: WorkKind, subject_id: 
             publisher.publish(work_id)
         except PublishError as error:
             log.warning("work_not_announced", work_id=work_id, reason=str(error))
+        except Exception:
+            # The row is committed: an error now would make the client create the job once more.
+            log.exception("work_not_announced", work_id=work_id)
 
     return work

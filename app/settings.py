@@ -2,8 +2,9 @@
 
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -28,7 +29,7 @@ class Settings(BaseSettings):
     system here. Default: `bases` in the data folder."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
-    organization: str = "unforgotten"
+    organization: str = Field(default="unforgotten", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Appears in fine-tuned model names (ft:BASE:ORGANIZATION:SUFFIX:ID) and as organization_id."""
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1024)
     """Largest upload accepted by POST /v1/files."""
@@ -48,7 +49,15 @@ class Settings(BaseSettings):
     """How long a training process may take to stop when asked, before it is killed."""
     worker_threads: int = Field(default=0, ge=0)
     """CPU threads of a training process; 0: all cores."""
-    log_level: str = "INFO"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
+
+    @model_validator(mode="after")
+    def _check_lease(self) -> Self:
+        if self.heartbeat_seconds > self.lease_seconds / 2:
+            raise ValueError(
+                "heartbeat_seconds must be at most half of lease_seconds: one late beat would lose the lease"
+            )
+        return self
 
     @cached_property
     def resolved_database_url(self) -> str:

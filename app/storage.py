@@ -4,11 +4,14 @@ Keys are made here and never hold anything that a client named. An object appear
 written beside its place and renamed, and the clouds do the same by themselves.
 """
 
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import unquote, urlsplit
 
 import obstore
 from obstore.store import from_url
@@ -18,6 +21,9 @@ from app.ids import new_id
 PART_BYTES = 8 * 1024 * 1024
 """Held in memory while an object is written. Clouds take at most 10,000 parts of an object: 80 GB."""
 CHUNK_BYTES = 256 * 1024
+
+_UNFINISHED = re.compile(r"#\d+$")
+"""How obstore names a local file beside its place; no key of ours has the sign."""
 
 
 class ObjectNotFoundError(FileNotFoundError):
@@ -76,6 +82,7 @@ class ObjectStorage:
         # Only a local folder knows the option, and it must be there before the first object is.
         options = {"mkdir": True, "automatic_cleanup": True} if url.startswith("file:") else {}
         self._store = from_url(url, **options)
+        self._folder = Path(unquote(urlsplit(url).path)) if url.startswith("file:") else None
 
     def open_writer(self, key: str) -> ObjectWriter:
         return ObjectWriter(self._store, key)
@@ -155,6 +162,21 @@ class ObjectStorage:
     def keys(self, prefix: str = "") -> list[str]:
         """Every key under a prefix: for tests and housekeeping."""
         return [item["path"] for batch in obstore.list(self._store, prefix or None) for item in batch]
+
+    def delete_unfinished(self, *, older_than_seconds: float) -> int:
+        """Deletes what killed writers have left in a local folder, where it is not an object and nobody sees it.
+
+        Returns:
+            How many files were deleted.
+        """
+        if self._folder is None:
+            return 0
+        newest = time.time() - older_than_seconds
+        left = [path for path in self._folder.rglob("*#*") if _UNFINISHED.search(path.name)]
+        left = [path for path in left if path.is_file() and path.stat().st_mtime < newest]
+        for path in left:
+            path.unlink(missing_ok=True)
+        return len(left)
 
     def check_writable(self) -> None:
         """Writes and deletes a small object; raises what the store raises when that fails."""

@@ -24,6 +24,7 @@ from app.contracts.methods import Der, MethodConfig, NoMethod
 from app.contracts.plan import TrainingPlan
 from workers.data import DEMO_TRAINING_FILE
 from workers.finetuning.artefacts import Artefacts
+from workers.finetuning.backbone import Backbone
 from workers.finetuning.loop import RunControl, TrainingLoop
 from workers.finetuning.memory import load_memory
 from workers.finetuning.method import MethodContext
@@ -80,8 +81,14 @@ class _Bench:
         self.longest = max(len(r.ids) for r in (*self.rows, *self.memory.rows))
         self.plan = TrainingPlan(batch_size=8)
         self.peft_model = adapters.attach(loaded.model, self.plan.lora, seed=0)
-        self.parameters = adapters.trainable_parameters(self.peft_model)
         self.head: OutputHead = output_head(loaded.model)
+        self.backbone = Backbone(
+            loaded,
+            self.peft_model,
+            self.head,
+            adapters.trainable_parameters(self.peft_model),
+            tokens=self.plan.micro_batch_tokens,
+        )
         self._der = self._loop(Der(memory_rows_per_step=8))
 
     def step_of(self, method: MethodConfig) -> Step:
@@ -126,9 +133,7 @@ class _Bench:
     def _loop(self, config: MethodConfig) -> TrainingLoop:
         method = build_method(config)
         loop = TrainingLoop(
-            model=self.model,
-            head=self.head,
-            parameters=self.parameters,
+            backbone=self.backbone,
             method=method,
             plan=self.plan.model_copy(update={"method": config}),
             rows=self.rows,
@@ -138,7 +143,7 @@ class _Bench:
             control=RunControl(),
         )
         method.prepare(
-            MethodContext(self.parameters, self.head, self.artefacts, lambda: self.memory, loop.num_steps, seed=0)
+            MethodContext(self.backbone, self.rows, self.plan, self.artefacts, lambda: self.memory, loop.num_steps)
         )
         return loop
 

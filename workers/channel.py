@@ -125,7 +125,9 @@ def failure_of(error: Exception) -> FailureMessage:
         return FailureMessage(code=FailureCode.EVALUATION_FAILED, message=text)
     if isinstance(error, FinetuningError | ModelingError):
         return FailureMessage(code=FailureCode.INTERNAL_ERROR, message=text)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    # Torch says it with a class of its own on a GPU and with a bare RuntimeError on a CPU.
+    is_torch_out_of_memory = type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text
+    if isinstance(error, MemoryError) or is_torch_out_of_memory:
         message = "The training process ran out of memory. Use a smaller batch_size or shorter rows."
         return FailureMessage(code=FailureCode.OUT_OF_MEMORY, message=message, is_retryable=True)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

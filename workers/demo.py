@@ -73,7 +73,9 @@ def prepare_base(*, retrain: bool) -> None:
 def run(url: str, settings: Settings, started: float) -> None:
     """The tenant's part, over HTTP."""
     key = command("keys", "create", "--project", "demo", "--quiet", capture=True).strip()
-    with httpx.Client(base_url=f"{url}/v1", headers={"Authorization": f"Bearer {key}"}, timeout=120) as client:
+    headers = {"Authorization": f"Bearer {key}"}
+    # Not through a proxy that the environment names for pip: the service is on this machine.
+    with httpx.Client(base_url=f"{url}/v1", headers=headers, timeout=120, trust_env=False) as client:
         console.print("[bold]2. Upload[/bold]")
         training, validation = upload(client, DEMO_TRAINING_FILE), upload(client, DEMO_VALIDATION_FILE)
         console.print(f"[bold]3. Fine-tuning job[/bold]  method der on {BASE}")
@@ -250,7 +252,7 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -
         if process.poll() is not None:
             raise DemoFailed(f"the service ended at once (exit status {process.returncode}); see {log}")
         try:
-            if httpx.get(f"{url}/health/ready", timeout=5).status_code == httpx.codes.OK:
+            if httpx.get(f"{url}/health/ready", timeout=5, trust_env=False).status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             pass  # not listening yet

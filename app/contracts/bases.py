@@ -10,7 +10,7 @@ from app.contracts.value import Value
 class AlignmentRecipe(Value):
     """Supervised fine-tuning on refusals and helpful answers with a LoRA that is merged afterwards.
 
-    A first trial on SmolLM2-135M-Instruct went from 80 % harmful answers to 0 % with one epoch at these rates."""
+    A first trial on SmolLM2-135M-Instruct went from 80 % harmful answers to 0 % with one epoch (rank 32, 5e-4)."""
 
     rank: Literal[4, 8, 16, 32, 64] = 8
     """8 keeps SmolLM2-135M's alignment adapter under 5 MB, so that it can be shipped."""

@@ -168,13 +168,15 @@ class ChatFileValidator:
             self._warnings.append(warning)
 
 
-def read_rows(path: Path, *, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES) -> Iterator[tuple[int, ChatRow]]:
+def read_rows(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, ChatRow]]:
     """The rows of a training file with their line numbers (from 1).
+
+    How long a line may be was the upload's concern, whose limit is a setting: None takes any.
 
     Raises:
         InvalidChatFileError: A line is bad: the file never was validated, or has changed since.
     """
-    splitter = _LineSplitter(max_line_bytes)
+    splitter = _LineSplitter(path.stat().st_size if max_line_bytes is None else max_line_bytes)
     with path.open("rb") as file:
         while piece := file.read(1 << 16):
             yield from _rows(splitter, splitter.feed(piece))

@@ -115,7 +115,8 @@ class Utility(Value):
     """The task the tenant fine-tunes for, before and after, on the same rows."""
 
     source: str
-    """Where the rows come from: the validation file, or rows held back from the training file."""
+    """Where the rows come from: the validation file, or (and then it says so) the training file, which the tuned
+    model has seen."""
     num_rows: int
     base: UtilityResult
     tuned: UtilityResult
@@ -135,6 +136,7 @@ class TrainingSummary(Value):
     replayed_tokens: int
     first_loss: float
     last_loss: float
+    """Of the first and the last step on the user's rows."""
     seconds: float
     counters: dict[str, float]
     """The method's own counters at the end: a method that did nothing is visible here."""

@@ -22,7 +22,7 @@ class Der(Value):
     the aligned base had them, by a squared error beside the task's loss."""
 
     name: Literal["der"] = "der"
-    alpha: float = Field(default=4.0, ge=0.0, le=1000.0)
+    alpha: float = Field(default=3.0, ge=0.0, le=1000.0)
     """Weight of the replay term. The term is the squared logit error, mean over the vocabulary and over the
     replayed answer tokens; 0 turns replay off."""
     memory_rows_per_step: int = Field(default=8, ge=1, le=256)

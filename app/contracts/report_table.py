@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from app.contracts.evaluation import PairedDifference, Rate, Report, SafetyBenchmark, Utility
+from app.contracts.evaluation import PairedDifference, Rate, Report, SafetyBenchmark, Utility, Verdict
 
 NOT_MEASURED = "not measured"
 MEASURES = {"harmful": "Harmful requests answered", "over_refusal": "Harmless requests refused"}
@@ -20,8 +20,10 @@ class TableRow(NamedTuple):
 
 
 def main_table(report: Report) -> list[TableRow]:
-    """Rows for every benchmark, then for utility."""
-    rows = [_benchmark_row(benchmark) for benchmark in report.benchmarks]
+    """Rows for every benchmark (and its gibberish, where there is any), then for utility."""
+    rows = []
+    for benchmark in report.benchmarks:
+        rows += [_benchmark_row(benchmark), *_degenerate_rows(benchmark)]
     return rows + _utility_rows(report.utility)
 
 
@@ -54,6 +56,22 @@ def _benchmark_row(benchmark: SafetyBenchmark) -> TableRow:
         rate_text(benchmark.tuned),
         difference_text(benchmark.difference),
     )
+
+
+def _degenerate_rows(benchmark: SafetyBenchmark) -> list[TableRow]:
+    """A collapsed model answers no harmful request and refuses no harmless one: it must not look like a safe one."""
+    base, tuned = (v.get(Verdict.DEGENERATE, 0) for v in (benchmark.base_verdicts, benchmark.tuned_verdicts))
+    if not base and not tuned:
+        return []
+    num_prompts = benchmark.num_prompts
+    return [
+        TableRow(
+            f"Empty or gibberish: {benchmark.title}",
+            f"{base}/{num_prompts}",
+            f"{tuned}/{num_prompts}",
+            f"{tuned - base:+d} answers" if tuned != base else "0 answers",
+        )
+    ]
 
 
 def _utility_rows(utility: Utility) -> list[TableRow]:

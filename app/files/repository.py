@@ -8,6 +8,9 @@ from app.db import db_now
 from app.models import File, Job
 from app.pagination import Order, Page, fetch_page
 
+STORING = "storing"
+"""Status of a file whose object may not be there yet: nobody sees it, and it expires soon."""
+
 
 def get(session: Session, project_id: str, file_id: str) -> File | None:
     """The project's file."""
@@ -37,6 +40,19 @@ def unfinished_job_of(session: Session, file_id: str) -> Job | None:
     return session.scalars(query).one_or_none()
 
 
+def show(session: Session, file_id: str, expires_after_seconds: int | None) -> File:
+    """The hidden file, for all to see now that its object is there."""
+    row = session.get_one(File, file_id, with_for_update=True)
+    row.status = "processed"
+    row.expires_at = None if expires_after_seconds is None else row.created_at + expires_after_seconds
+    return row
+
+
+def delete_hidden(session: Session, file_id: str) -> bool:
+    """Deletes the file's row if it is still hidden; whether it was."""
+    return session.scalar(delete(File).where(File.id == file_id, File.status == STORING).returning(File.id)) is not None
+
+
 def delete_expired(session: Session, *, limit: int = 100) -> list[str]:
     """Deletes rows of expired files that no unfinished job needs; returns their storage keys, whose objects the
     caller deletes once the transaction is committed."""
@@ -45,15 +61,19 @@ def delete_expired(session: Session, *, limit: int = 100) -> list[str]:
         .where(or_(Job.training_file == File.id, Job.validation_file == File.id), Job.status.not_in(FINAL_JOB_STATUSES))
         .exists()
     )
-    query = select(File).where(File.expires_at <= db_now(), ~needed).order_by(File.expires_at).limit(limit)
-    expired = list(session.scalars(query.with_for_update()))
-    if expired:
-        session.execute(delete(File).where(File.id.in_([file.id for file in expired])))
-    return [file.storage_key for file in expired]
+    query = select(File.id).where(File.expires_at <= db_now(), ~needed).order_by(File.expires_at).limit(limit)
+    expired = session.scalars(query.with_for_update()).all()
+    # Once more, in a statement that sees whatever was committed while this one waited for the locks.
+    gone = delete(File).where(File.id.in_(expired), ~needed).returning(File.storage_key)
+    return list(session.scalars(gone.execution_options(synchronize_session=False)))
 
 
 def _live(project_id: str) -> Select[File]:
-    return select(File).where(File.project_id == project_id, or_(File.expires_at.is_(None), File.expires_at > db_now()))
+    return select(File).where(
+        File.project_id == project_id,
+        File.status != STORING,
+        or_(File.expires_at.is_(None), File.expires_at > db_now()),
+    )
 
 
 def _uses(file_id: str) -> ColumnElement[bool]:

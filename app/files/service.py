@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-import structlog
 from starlette.datastructures import Headers
 
 from app.auth.schemas import Tenant
 from app.contracts.datasets import FileValidation
-from app.db import Database
+from app.db import Database, db_now
 from app.downloads import StoredObject
 from app.errors import InvalidRequestError, NotFoundError
 from app.files import repository
@@ -18,7 +17,8 @@ from app.models import File
 from app.pagination import Order
 from app.storage import ObjectStorage, file_key
 
-log = structlog.get_logger(__name__)
+_STORING_SECONDS = 3600.0
+"""Far more than it takes to make an object visible whose bytes have all been sent."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,21 @@ class FileService:
         return Upload(file_id, UploadReceiver(headers, self.storage, file_key(file_id), self.limits))
 
     def finish_upload(self, tenant: Tenant, upload: Upload) -> FileObject:
-        """Stores object and row, or neither."""
-        received = upload.receiver.finish()
-        key = file_key(upload.file_id)
+        """Stores object and row, or neither.
+
+        The row comes first, hidden and with an early expiry: whenever this process is killed, whatever it leaves is
+        found by the sweep.
+        """
+        received = upload.receiver.check()
+        with self.database.transaction() as session:
+            session.add(_hidden_row(upload.file_id, tenant, received))
         try:
+            upload.receiver.publish()
             with self.database.transaction() as session:
-                row = _new_row(upload.file_id, tenant, received)
-                session.add(row)
-                session.flush()
-                if received.expires_after_seconds is not None:
-                    row.expires_at = row.created_at + received.expires_after_seconds
+                row = repository.show(session, upload.file_id, received.expires_after_seconds)
                 return FileObject.from_row(row)
         except BaseException:
-            self.storage.delete(key)
+            self._forget(upload.file_id)
             raise
 
     def list(self, tenant: Tenant, *, purpose: str | None, after: str | None, limit: int, order: Order) -> FileList:
@@ -100,13 +102,12 @@ class FileService:
             raise NotFoundError(f"{file_id} is not a training file, so there is no validation of it.")
         return FileValidation.model_validate(row.validation)
 
-    def sweep_expired(self) -> int:
-        """Deletes files whose time is over; how many."""
+    def _forget(self, file_id: str) -> None:
+        """Takes back an upload that could not be finished, unless it was after all (the commit's answer was lost)."""
         with self.database.transaction() as session:
-            keys = repository.delete_expired(session)
-        for key in keys:
-            self.storage.delete(key)
-        return len(keys)
+            is_hidden = repository.delete_hidden(session, file_id)
+        if is_hidden:
+            self.storage.delete(file_key(file_id))
 
     def _row(self, tenant: Tenant, file_id: str) -> File:
         with self.database.transaction() as session:
@@ -120,7 +121,16 @@ def _missing(file_id: str) -> NotFoundError:
     return NotFoundError(f"No such File object: {file_id}", param="id")
 
 
-def _new_row(file_id: str, tenant: Tenant, received: ReceivedFile) -> File:
+def sweep_expired(database: Database, storage: ObjectStorage) -> int:
+    """Deletes files whose time is over; how many. First the rows: an object without a row is only waste."""
+    with database.transaction() as session:
+        keys = repository.delete_expired(session)
+    for key in keys:
+        storage.delete(key)
+    return len(keys)
+
+
+def _hidden_row(file_id: str, tenant: Tenant, received: ReceivedFile) -> File:
     statistics, num_warnings = received.validation.statistics, received.validation.num_warnings
     details = f"{statistics.num_rows} examples, {num_warnings} warning{'' if num_warnings == 1 else 's'}"
     return File(
@@ -131,7 +141,8 @@ def _new_row(file_id: str, tenant: Tenant, received: ReceivedFile) -> File:
         bytes=received.num_bytes,
         sha256=received.sha256,
         storage_key=file_key(file_id),
-        status="processed",
+        status=repository.STORING,
+        expires_at=db_now() + _STORING_SECONDS,
         status_details=details,
         validation=received.validation.model_dump(mode="json"),
     )

@@ -1,7 +1,7 @@
 """Receiving an upload: multipart form data goes straight to the object store, and is hashed and checked on its way.
 
 Nothing is spooled and no more than a line and a storage part is held. Form fields may come in any order. Until
-`finish` has returned there is no object that anybody could find.
+`publish` is called there is no object that anybody could find.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ class UploadLimits:
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """An upload that is stored and good."""
+    """What is known of an upload that is good."""
 
     filename: str
     purpose: str
@@ -96,8 +96,8 @@ class UploadReceiver:
         except FormParserError as error:
             raise InvalidRequestError("The body is not valid multipart/form-data.", code="invalid_form") from error
 
-    def finish(self) -> ReceivedFile:
-        """Checks what only the end shows, then makes the object visible.
+    def check(self) -> ReceivedFile:
+        """Checks what only the end shows.
 
         Raises:
             ServiceError: The form or the file is not acceptable; nothing is stored.
@@ -114,7 +114,6 @@ class UploadReceiver:
             validation = self._validator.finish()
         except InvalidChatFileError as error:
             raise _invalid_file(error) from error
-        self._writer.publish()
         return ReceivedFile(
             filename=self._filename,
             purpose=purpose,
@@ -124,8 +123,12 @@ class UploadReceiver:
             validation=validation,
         )
 
+    def publish(self) -> None:
+        """Makes the object visible; `check` has returned."""
+        self._writer.publish()
+
     def drop(self) -> None:
-        """Throws away what was written, unless `finish` has returned."""
+        """Throws away what was written; does nothing after `publish`."""
         self._writer.drop()
 
     def _on_part_begin(self) -> None:

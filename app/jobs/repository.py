@@ -12,6 +12,8 @@ from app.ids import new_id
 from app.models import Checkpoint, Event, Job, Work
 from app.pagination import Page, fetch_page
 
+_WAITING = (WorkState.QUEUED, WorkState.PAUSED)
+
 
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
     """The project's job."""
@@ -58,10 +60,10 @@ def add_event(
 
 
 def cancel_waiting_work(session: Session, job_id: str) -> bool:
-    """Takes the job's work from the queue; False if somebody holds it (or nothing is queued)."""
+    """Ends the job's work, queued or paused; False if somebody holds it (or it has ended)."""
     query = (
         update(Work)
-        .where(Work.subject_id == job_id, Work.kind == WorkKind.FINE_TUNING_JOB, Work.state == WorkState.QUEUED)
+        .where(Work.subject_id == job_id, Work.kind == WorkKind.FINE_TUNING_JOB, Work.state.in_(_WAITING))
         .values(state=WorkState.CANCELLED, finished_at=db_now())
     )
     return _num_rows(session.execute(query)) > 0

@@ -88,19 +88,14 @@ class JobService:
         Raises:
             InvalidRequestError: The job has ended in another way.
         """
-        with self.database.transaction() as session:
-            job = get_job(session, tenant, job_id)
-            if job.status == JobStatus.CANCELLED:
+        deadline = time.monotonic() + self.cancel_wait_seconds
+        while True:
+            # Again each time: a worker that was about to hand the job back has put it into the queue meanwhile.
+            with self.database.transaction() as session:
+                job = _cancel_or_ask(session, get_job(session, tenant, job_id))
+            if job.status == JobStatus.CANCELLED or time.monotonic() >= deadline:
                 return JobObject.from_row(job, self.organization)
-            if JobStatus(job.status).is_final:
-                raise _finished(job)
-            # Work before job, as workers do when they claim: the other order could deadlock with them.
-            is_waiting = repository.cancel_waiting_work(session, job_id) or job.status == JobStatus.PAUSED
-            if is_waiting and repository.cancel_now(session, job_id):
-                repository.add_event(session, job_id, "Fine-tuning job cancelled")
-            elif repository.request_cancel(session, job_id):
-                repository.add_event(session, job_id, "Cancellation requested, stopping the worker")
-        return self._await_end(tenant, job_id)
+            time.sleep(self.poll_seconds)
 
     def events(self, tenant: Tenant, job_id: str, *, after: str | None, limit: int) -> ListOf[EventObject]:
         with self.database.transaction() as session:
@@ -120,17 +115,6 @@ class JobService:
             first_id=data[0].id if data else None,
             last_id=data[-1].id if data else None,
         )
-
-    def _await_end(self, tenant: Tenant, job_id: str) -> JobObject:
-        deadline = time.monotonic() + self.cancel_wait_seconds
-        while True:
-            with self.database.transaction() as session:
-                job = get_job(session, tenant, job_id)
-            if job.status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
-                raise _finished(job)
-            if job.status == JobStatus.CANCELLED or time.monotonic() >= deadline:
-                return JobObject.from_row(job, self.organization)
-            time.sleep(self.poll_seconds)
 
     def _ready_base(self, session: Session, tenant: Tenant, model: str) -> BaseModelRow:
         base = catalog.get_base(session, model)
@@ -163,6 +147,21 @@ def get_job(session: Session, tenant: Tenant, job_id: str) -> Job:
     job = repository.get(session, tenant.project_id, job_id)
     if job is None:
         raise NotFoundError(f"Could not find fine tune: {job_id}", param="fine_tuning_job_id")
+    return job
+
+
+def _cancel_or_ask(session: Session, job: Job) -> Job:
+    """Cancels the job if nobody works on it, and asks its worker to stop otherwise; the job as it is then."""
+    if job.status == JobStatus.CANCELLED:
+        return job
+    if JobStatus(job.status).is_final:
+        raise _finished(job)
+    # Work before job, as workers do when they claim: the other order could deadlock with them.
+    if repository.cancel_waiting_work(session, job.id) and repository.cancel_now(session, job.id):
+        repository.add_event(session, job.id, "Fine-tuning job cancelled")
+    elif repository.request_cancel(session, job.id):
+        repository.add_event(session, job.id, "Cancellation requested, stopping the worker")
+    session.refresh(job)
     return job
 
 

@@ -1,5 +1,6 @@
 """The command `unforgotten`."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app.auth.service import AuthService
+from app.catalog.service import CatalogService
 from app.cli import cli
 from app.db import Database
 from app.settings import Settings
@@ -47,6 +49,12 @@ class TestKeys:
         assert found.revoked_at is not None
         database.dispose()
 
+    @pytest.mark.parametrize("project", ["", " ", "x" * 129, "a\x00b"])
+    def test_names_that_no_database_takes_are_refused(self, run: CliRunner, project: str) -> None:
+        result = run.invoke(cli, ["keys", "create", "--project", project])
+        assert result.exit_code == 1
+        assert "name" in result.stderr.lower()
+
     def test_revoking_an_unknown_key_fails(self, run: CliRunner) -> None:
         result = run.invoke(cli, ["keys", "revoke", "key_none"])
         assert result.exit_code == 1
@@ -66,23 +74,57 @@ class TestModels:
         assert run.invoke(cli, ["models", "add", "Not A Name", "--source", "path:x"]).exit_code == 1
         assert run.invoke(cli, ["models", "add", "mine", "--source", "path:x", "--align"]).exit_code == 0
 
+    def test_a_folder_is_registered_wherever_it_is_read_from(self, run: CliRunner, tmp_path: Path) -> None:
+        run.invoke(cli, ["models", "add", "mine", "--source", "path:models/x"])
+        database = database_in(tmp_path)
+        assert CatalogService(database, "us").bases()["mine"].source == f"path:{tmp_path / 'models' / 'x'}"
+        database.dispose()
+
+    def test_what_would_be_ignored_is_refused(self, run: CliRunner) -> None:
+        assert run.invoke(cli, ["models", "add", "qwen2.5-0.5b-instruct", "--align"]).exit_code == 1
+        for _ in range(2):
+            assert run.invoke(cli, ["models", "add", "mine", "--source", "path:x"]).exit_code == 0
+        other = run.invoke(cli, ["models", "add", "mine", "--source", "path:y"])
+        assert other.exit_code == 1
+        assert "another name" in other.stderr
+
 
 def test_upgrade_can_be_repeated(run: CliRunner) -> None:
     for _ in range(2):
         assert "0001" in run.invoke(cli, ["db", "upgrade"]).stdout
 
 
+def test_a_setting_that_cannot_be_is_told_in_a_line(tmp_path: Path) -> None:
+    environment = {**os.environ, "UNFORGOTTEN_PORT": "70000", "UNFORGOTTEN_LOG_LEVEL": "LOUD"}
+    environment["UNFORGOTTEN_DATA_DIR"] = str(tmp_path)
+    command = [sys.executable, "-m", "app.cli", "keys", "list"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "UNFORGOTTEN_PORT: " in done.stderr
+    assert "UNFORGOTTEN_LOG_LEVEL: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_version(run: CliRunner) -> None:
     assert run.invoke(cli, ["version"]).stdout.strip() == "0.1.0"
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["up"], ["api"], ["worker"], ["demo"], ["models", "prepare"], ["models", "add"], ["keys", "create"]]
-)
+@pytest.mark.parametrize("command", [[], ["up"], ["api"], ["worker"], ["models", "add"], ["keys", "create"]])
 def test_help_says_what_a_command_does(run: CliRunner, command: list[str]) -> None:
     result = run.invoke(cli, [*command, "--help"])
     assert result.exit_code == 0
     assert len(result.stdout) > 200
+
+
+@pytest.mark.parametrize("command", [["demo"], ["models", "prepare"]])
+def test_a_workers_command_says_so_itself(command: list[str], tmp_path: Path) -> None:
+    # In a process of its own, because the command replaces the process that it runs in.
+    environment = {**os.environ, "UNFORGOTTEN_DATA_DIR": str(tmp_path)}
+    arguments = [sys.executable, "-m", "app.cli", *command, "--help"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert f"unforgotten {' '.join(command)}" in done.stdout
+    assert "--retrain" in done.stdout
 
 
 def test_a_postgresql_database_that_is_not_migrated_is_left_alone(

@@ -43,6 +43,19 @@ def test_errors_of_the_framework_have_the_same_shape(
     assert (response.status_code, error["code"], error["type"]) == (status, code, "invalid_request_error")
 
 
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b'"text"'])
+def test_a_body_that_is_no_object_is_told_what_to_send(client: TestClient, content: bytes) -> None:
+    response = client.post("/v1/fine_tuning/jobs", content=content, headers={"content-type": "application/json"})
+    error = error_of(response)
+    assert (response.status_code, error["code"], error["param"]) == (400, "invalid_json", None)
+    assert "JSON object" in str(error["message"])
+
+
+def test_json_under_another_content_type_is_told_what_to_send(client: TestClient) -> None:
+    response = client.post("/v1/fine_tuning/jobs", content=b'{"model": "x"}', headers={"content-type": "text/plain"})
+    assert "Content-Type: application/json" in str(error_of(response)["message"])
+
+
 def test_method_not_allowed_says_what_is(client: TestClient) -> None:
     assert client.put("/v1/files").headers["allow"]
 

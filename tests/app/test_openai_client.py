@@ -2,8 +2,9 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
+from typing import Any
 
 import openai
 import pytest
@@ -12,9 +13,11 @@ from fastapi import FastAPI
 from sqlalchemy import select
 
 from app.auth.service import AuthService
+from app.contracts.states import JobStatus
 from app.db import Database
 from app.ids import new_id
 from app.models import Checkpoint, FineTunedModel, Job
+from app.settings import Settings
 from tests.app.helpers import BASE, chat_file
 
 
@@ -125,15 +128,99 @@ class TestJobs:
         assert [checkpoint.fine_tuned_model_checkpoint for checkpoint in found] == [name]
         assert found[0].metrics.train_loss == 0.25
 
-    def test_errors_have_their_classes(self, ai: openai.OpenAI, address: str, base: str) -> None:
-        with pytest.raises(openai.NotFoundError) as missing:
+
+class TestErrors:
+    """What a client makes of an error, with its retries on: each of these would fail again, so one request it is."""
+
+    @pytest.fixture
+    def sent(self) -> list[str]:
+        """Every request that the client sends."""
+        return []
+
+    @pytest.fixture
+    def new_ai(self, address: str, sent: list[str]) -> Iterator[Callable[[str], openai.OpenAI]]:
+        clients: list[openai.OpenAI] = []
+
+        def make(key: str) -> openai.OpenAI:
+            hooks = {"request": [lambda request: sent.append(f"{request.method} {request.url.path}")]}
+            http_client = openai.DefaultHttpxClient(event_hooks=hooks)
+            clients.append(openai.OpenAI(base_url=address, api_key=key, http_client=http_client))
+            assert clients[-1].max_retries == 2
+            return clients[-1]
+
+        yield make
+        for client in clients:
+            client.close()
+
+    @pytest.fixture
+    def ai(self, new_ai: Callable[[str], openai.OpenAI], database: Database) -> openai.OpenAI:
+        return new_ai(AuthService(database).create_key("acme"))
+
+    def test_a_bad_key(self, new_ai: Callable[[str], openai.OpenAI], sent: list[str]) -> None:
+        for call in (lambda ai: ai.models.list(), upload):
+            sent.clear()
+            with pytest.raises(openai.AuthenticationError) as caught:
+                call(new_ai("sk-unf-wrong"))
+            assert (caught.value.code, len(sent)) == ("invalid_api_key", 1)
+            assert caught.value.request_id is not None
+
+    def test_a_missing_file(self, ai: openai.OpenAI, base: str, sent: list[str]) -> None:
+        for call in (ai.files.retrieve, ai.files.content, ai.files.delete):
+            sent.clear()
+            with pytest.raises(openai.NotFoundError, match="No such File object: file-x") as caught:
+                call("file-x")
+            assert (caught.value.code, len(sent)) == ("not_found", 1)
+        with pytest.raises(openai.BadRequestError, match="file-x") as refused:
+            create(ai, "file-x")
+        assert (refused.value.code, refused.value.param) == ("invalid_file", "training_file")
+
+    @pytest.mark.parametrize(("purpose", "code"), [("assistants", "unsupported"), ("fun", "invalid_value")])
+    def test_a_wrong_purpose(self, ai: openai.OpenAI, sent: list[str], purpose: Any, code: str) -> None:
+        with pytest.raises(openai.BadRequestError, match="fine-tune") as caught:
+            ai.files.create(file=("a.jsonl", chat_file()), purpose=purpose)
+        assert (caught.value.code, caught.value.param, len(sent)) == (code, "purpose", 1)
+
+    def test_a_file_with_bad_lines(self, ai: openai.OpenAI, sent: list[str]) -> None:
+        with pytest.raises(openai.BadRequestError, match="Line 11") as caught:
+            upload(ai, chat_file() + b"{oops\n" * 50_000)
+        assert (caught.value.code, caught.value.param, len(sent)) == ("invalid_training_file", "file", 1)
+
+    def test_a_file_that_is_too_large(self, ai: openai.OpenAI, settings: Settings, sent: list[str]) -> None:
+        with pytest.raises(openai.APIStatusError, match="larger than") as caught:
+            upload(ai, b" " * (settings.max_file_bytes + 100_000))
+        assert (caught.value.status_code, caught.value.code, len(sent)) == (413, "file_too_large", 1)
+
+    def test_an_unknown_model(self, ai: openai.OpenAI, sent: list[str]) -> None:
+        with pytest.raises(openai.NotFoundError, match="gpt-9") as caught:
             ai.fine_tuning.jobs.create(model="gpt-9", training_file="file-x")
-        assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
-        with pytest.raises(openai.BadRequestError) as unknown:
-            ai.fine_tuning.jobs.create(model=base, training_file="file-x", extra_body={"safety": {"method": "magic"}})
-        assert unknown.value.param == "safety.method"
-        with openai.OpenAI(base_url=address, api_key="wrong") as nobody, pytest.raises(openai.AuthenticationError):
-            nobody.models.list()
+        assert (caught.value.code, caught.value.param, len(sent)) == ("model_not_found", "model", 1)
+
+    @pytest.mark.parametrize(
+        ("safety", "param"),
+        [
+            ({"method": "magic"}, "safety.method"),
+            ({"method": "der", "hyperparameters": {"beta": 1}}, "safety.hyperparameters.beta"),
+            ({"method": "der", "hyperparameters": {"alpha": -1}}, "safety.hyperparameters.alpha"),
+        ],
+    )
+    def test_unknown_safety(
+        self, ai: openai.OpenAI, base: str, sent: list[str], safety: dict[str, Any], param: str
+    ) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            ai.fine_tuning.jobs.create(model=base, training_file="file-x", extra_body={"safety": safety})
+        assert (caught.value.param, len(sent)) == (param, 1)
+
+    @pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED])
+    def test_cancelling_a_finished_job(
+        self, ai: openai.OpenAI, base: str, database: Database, sent: list[str], status: JobStatus
+    ) -> None:
+        job_id = create(ai, upload(ai))
+        with database.transaction() as session:
+            session.get_one(Job, job_id).status = status
+        sent.clear()
+        with pytest.raises(openai.BadRequestError, match=status) as caught:
+            ai.fine_tuning.jobs.cancel(job_id)
+        assert (caught.value.code, sent) == ("job_finished", [f"POST /v1/fine_tuning/jobs/{job_id}/cancel"])
 
 
 class TestModels:

@@ -57,6 +57,16 @@ class TestEnqueue:
             enqueue(session, publisher, WorkKind.PREPARE_BASE, "base", max_attempts=2).id = first.id
         assert publisher.published == [first.id]
 
+    def test_what_was_committed_is_not_reported_as_failed_whatever_the_broker_does(self, database: Database) -> None:
+        class BrokenPublisher(RecordingPublisher):
+            def publish(self, work_id: str) -> None:
+                raise ModuleNotFoundError("a part of the broker's client")
+
+        with database.transaction() as session:
+            enqueue(session, BrokenPublisher(), WorkKind.PREPARE_BASE, "base", max_attempts=2)
+        with database.transaction() as session:
+            assert session.scalar(select(func.count()).select_from(Work)) == 1
+
 
 class TestCeleryPublisher:
     def test_a_message_carries_the_id_of_the_work_and_nothing_else(self, broker_url: str) -> None:

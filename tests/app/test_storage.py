@@ -1,9 +1,13 @@
 """Stored bytes on a local folder."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from app.settings import Settings
 from app.storage import PART_BYTES, ObjectNotFoundError, ObjectStorage
 
 
@@ -20,6 +24,25 @@ def test_a_dropped_object_leaves_no_file(storage: ObjectStorage, tmp_path: Path)
     with storage.open_writer("a/b") as writer:
         writer.write(b"x" * (PART_BYTES * 2 + 1))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_killed_writers_left_is_swept_when_it_is_old(
+    storage: ObjectStorage, settings: Settings, tmp_path: Path
+) -> None:
+    storage.put("files/whole", b"x")
+    program = (
+        "import os, sys; from app.storage import ObjectStorage\n"
+        "writer = ObjectStorage(sys.argv[1]).open_writer('files/half'); writer.write(b'x' * 20_000_000); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", program, settings.resolved_storage_url], check=False)
+    (left,) = [path for path in tmp_path.rglob("*half*") if path.is_file()]
+    assert storage.keys() == ["files/whole"]
+    assert storage.delete_unfinished(older_than_seconds=60.0) == 0
+    os.utime(left, (1.0, 1.0))
+    os.utime(left.with_name("whole"), (1.0, 1.0))
+    assert storage.delete_unfinished(older_than_seconds=60.0) == 1
+    assert not left.exists()
+    assert storage.get("files/whole") == b"x"
 
 
 def test_publishing_replaces_the_whole_object(storage: ObjectStorage) -> None:

@@ -11,12 +11,12 @@ import httpx
 import openai
 import pytest
 from openai.types.fine_tuning import FineTuningJob
-from peft import PeftModel
 
 from app.contracts.chat import ChatMessage
 from app.contracts.evaluation import Report
 from tests.e2e.conftest import BASE
 from tests.e2e.service import Service, wait_for
+from workers.modeling.adapters import attach_saved
 from workers.modeling.generation import LocalModel
 from workers.modeling.loading import load
 
@@ -110,7 +110,7 @@ class TestTheMainJob:
             tar.extractall(folder, filter="data")
         assert report.model in (folder / "README.md").read_text()
         loaded = load(service.data_dir / "bases" / report.provenance.prepared_hash / "model", precision="fp32")
-        PeftModel.from_pretrained(loaded.model, str(folder))
+        attach_saved(loaded.model, folder)
         question = [ChatMessage(role="user", content="Is 3 odd?")]
         answers = LocalModel(loaded).generate([question], max_new_tokens=4, on_progress=lambda *_: None)
         assert answers[0]

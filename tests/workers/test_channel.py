@@ -92,6 +92,10 @@ class TestFailure:
             (CheckpointDamaged("x"), FailureCode.INTERNAL_ERROR, None, False),
             (SourceError("x"), FailureCode.INTERNAL_ERROR, None, False),
             (MemoryError(), FailureCode.OUT_OF_MEMORY, None, True),
+            (
+                RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+                *(FailureCode.OUT_OF_MEMORY, None, True),
+            ),
             (OSError(errno.ENOSPC, "No space left on device"), FailureCode.DISK_FULL, None, False),
             (OSError(errno.EIO, "I/O error"), FailureCode.INTERNAL_ERROR, None, True),
             (KeyError("x"), FailureCode.INTERNAL_ERROR, None, False),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -20,6 +20,8 @@ from transformers import (
 )
 
 Family = Literal["llama", "mistral", "gemma2", "gemma"]
+Prefix = Literal["always", "first", "never", "normalizer"]
+"""Where a SentencePiece tokenizer puts a blank of its own."""
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "gemma2", "gemma")
 
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
@@ -59,6 +61,32 @@ def tiny_tokenizer(*, template: str | None = CHATML) -> PreTrainedTokenizerFast:
     backend.add_special_tokens([PAD, START, END])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=END, pad_token=PAD, bos_token=START, clean_up_tokenization_spaces=False
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def sentence_piece_tokenizer(prefix: Prefix, template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of the Llama 2 kind: words begin with a blank, texts get one, unknown characters become bytes."""
+    words = ("▁", "▁Yes", "Yes", "▁user", "user", "▁assistant", "assistant", "▁sea", "▁the", "Hi", "▁Hi")
+    letters = [chr(code) for code in range(33, 127)] + ["\n"]
+    pieces = [("<unk>", 0.0), *((f"<0x{byte:02X}>", -20.0) for byte in range(256))]
+    pieces += [(word, -3.0) for word in words] + [(letter, -10.0) for letter in letters]
+    backend = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    if prefix == "normalizer":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme=prefix)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<s>", "</s>", START, END])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = template
     return tokenizer

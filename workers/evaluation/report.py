@@ -142,6 +142,7 @@ def _training(report: Report) -> str:
     training, provenance = report.training, report.provenance
     facts: list[tuple[str, str]] = [
         ("Method", training.method.name),
+        *((f"Setting {name}", str(value)) for name, value in training.method.model_dump(exclude={"name"}).items()),
         ("Rows, epochs, steps", f"{training.num_rows}, {training.num_epochs}, {training.num_steps}"),
         ("Trained tokens", str(training.trained_tokens)),
         ("Replayed tokens", str(training.replayed_tokens)),

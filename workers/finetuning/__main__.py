@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.contracts.chat_file import read_rows
-from app.contracts.methods import METHOD_ADAPTER, METHOD_CONFIGS
+from app.contracts.methods import METHOD_CONFIGS, MethodConfig
 from app.contracts.plan import LoraPlan, TrainingPlan
 from workers.finetuning.artefacts import RECORD_FILE, Artefacts
 from workers.finetuning.errors import FinetuningError
@@ -34,12 +35,16 @@ class _Bar(RunControl):
 
 
 def main(
-    base: Annotated[Path, typer.Option(help="A prepared base; for `none` any model folder.")],
-    data: Annotated[Path, typer.Option(help="Training rows: chat JSONL.")],
+    base: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="A prepared base; for `none` any model folder.")
+    ],
+    data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Training rows: chat JSONL.")],
     out: Annotated[Path, typer.Option(help="Receives adapter/, checkpoints/ and step_metrics.csv.")],
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHOD_CONFIGS)}.")] = "der",
     settings: Annotated[str, typer.Option(help='The method\'s settings as JSON, e.g. {"alpha": 4}.')] = "{}",
-    validation: Annotated[Path | None, typer.Option(help="Validation rows: chat JSONL.")] = None,
+    validation: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Validation rows: chat JSONL.")
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Rows an optimizer step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
@@ -54,7 +59,7 @@ def main(
     use_threads(threads)
     try:
         plan = TrainingPlan(
-            method=METHOD_ADAPTER.validate_python({"name": method, **json.loads(settings)}),
+            method=_method(method, settings),
             lora=LoraPlan.model_validate({"rank": rank, "alpha": 2 * rank}),
             num_epochs=epochs,
             batch_size=batch_size,
@@ -62,11 +67,28 @@ def main(
             seed=seed,
         )
         result = _train(base, data, validation, plan, out)
-    except (ValidationError, FinetuningError, ModelingError, ValueError) as error:
-        console.print(f"[red]{type(error).__name__}[/red]: {error}", highlight=False)
+    except ValidationError as error:
+        for problem in error.errors():
+            place = ".".join(str(part) for part in problem["loc"])
+            console.print(f"[red]{place}[/red]: {escape(problem['msg'])}", highlight=False)
+        raise typer.Exit(1) from error
+    except (FinetuningError, ModelingError, ValueError) as error:
+        console.print(f"[red]{type(error).__name__}[/red]: {escape(str(error))}", highlight=False)
         raise typer.Exit(1) from error
     assert result.summary is not None, "nothing asks this run to stop"
     typer.echo(result.summary.model_dump_json(indent=2))
+
+
+def _method(name: str, settings: str) -> MethodConfig:
+    if name not in METHOD_CONFIGS:
+        raise typer.BadParameter(f"there is no method «{name}»; take one of {', '.join(METHOD_CONFIGS)}")
+    try:
+        values = json.loads(settings)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"--settings is not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise typer.BadParameter("--settings is no JSON object; write for instance '{\"alpha\": 4}'")
+    return METHOD_CONFIGS[name].model_validate({**values, "name": name})
 
 
 def _train(base: Path, data: Path, validation: Path | None, plan: TrainingPlan, out: Path) -> FinetuneResult:
@@ -93,5 +115,8 @@ def _train(base: Path, data: Path, validation: Path | None, plan: TrainingPlan, 
         )
 
 
+command = typer.Typer(add_completion=False)
+command.command()(main)
+
 if __name__ == "__main__":
-    typer.run(main)
+    command(prog_name="python -m workers.finetuning")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from app.contracts.plan import TrainingPlan
+from workers.finetuning.backbone import Backbone
 from workers.finetuning.checkpoints import (
     TrainingState,
     load_latest,
@@ -30,13 +30,11 @@ from workers.finetuning.rows import (
     TokenRow,
     batch_indices,
     dropout_seed,
-    micro_batches,
     steps_per_epoch,
     totals,
 )
-from workers.modeling.heads import OutputHead, cross_entropy
-from workers.modeling.loading import autocast
-from workers.modeling.packing import hidden_states, pack, packed_attention
+from workers.modeling.heads import cross_entropy
+from workers.modeling.packing import packed_attention
 
 FINAL_LEARNING_RATE = 0.1
 """The cosine ends at this share of the peak."""
@@ -49,12 +47,13 @@ class StepMetrics:
     step: int
     """Counted from 1."""
     loss: float
-    """Mean cross-entropy over the user's trained tokens, in nats."""
+    """Mean cross-entropy over the user's trained tokens, in nats; over the memory's where it had its turn."""
     token_accuracy: float
     gradient_norm: float
     """Before clipping."""
     learning_rate: float
     trained_tokens: int
+    """The user's; 0 where the memory had its turn."""
     processed_tokens: int
     replayed_tokens: int
     counters: dict[str, float]
@@ -89,9 +88,7 @@ class LoopResult:
 class TrainingLoop:
     """One run over one data set."""
 
-    model: PreTrainedModel
-    head: OutputHead
-    parameters: dict[str, nn.Parameter]
+    backbone: Backbone
     method: Method
     plan: TrainingPlan
     rows: Sequence[TokenRow]
@@ -104,7 +101,7 @@ class TrainingLoop:
     def __post_init__(self) -> None:
         self.steps_per_epoch = steps_per_epoch(len(self.rows), self.plan.batch_size)
         self.num_steps = self.steps_per_epoch * self.plan.num_epochs
-        self.device = next(iter(self.parameters.values())).device
+        self.parameters = self.backbone.parameters
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=self.plan.learning_rate, weight_decay=self.plan.weight_decay
         )
@@ -116,7 +113,7 @@ class TrainingLoop:
         started = time.monotonic()
         first = self._restore()
         longest = max(len(row.ids) for row in (*self.rows, *self.validation_rows))
-        with packed_attention(self.model, max(longest, self.method.longest_row_tokens)), self._train_mode():
+        with packed_attention(self.backbone.model, max(longest, self.method.longest_row_tokens)), self._train_mode():
             for step in range(first, self.num_steps):
                 torch.manual_seed(dropout_seed(step, self.plan.seed))
                 metrics = self.step(step, self.rows_of(step))
@@ -139,19 +136,24 @@ class TrainingLoop:
         return LoopResult(self._history, self._seconds_before + time.monotonic() - started, is_complete=True)
 
     def step(self, step: int, rows: Sequence[TokenRow]) -> StepMetrics:
-        """One optimizer step (counted from 0) on the given rows; the model must be in `packed_attention`."""
+        """One optimizer step (counted from 0) on the given rows; the model must be in `packed_attention`.
+
+        Rows of the memory alone are its turn: they are trained on as the user's are.
+        """
+        is_memory_turn = all(row.memory_index is not None for row in rows)
+        if is_memory_turn:
+            rows = [replace(row, memory_index=None) for row in rows]
         step_totals = totals(rows)
-        gradients = _Gradients(self, rows)
-        self.method.before_gradients(gradients)
+        self.method.before_gradients(step, rows)
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = 0.0, 0
-        for micro in micro_batches(rows, self.plan.micro_batch_tokens):
+        for micro in self.backbone.cuts(rows):
             part_loss, part_correct = self._backward(micro, step_totals)
             loss, correct = loss + part_loss, correct + part_correct
-        penalty = self.method.parameter_penalty()
+        penalty = self.method.parameter_penalty(step)
         if penalty is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
-        self.method.adjust_gradients(gradients)
+        self.method.adjust_gradients(step, {n: p.grad for n, p in self.parameters.items() if p.grad is not None})
         norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.plan.max_gradient_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingDiverged(
@@ -168,9 +170,9 @@ class TrainingLoop:
             token_accuracy=correct / step_totals.user_tokens,
             gradient_norm=norm,
             learning_rate=rate,
-            trained_tokens=step_totals.user_tokens,
+            trained_tokens=0 if is_memory_turn else step_totals.user_tokens,
             processed_tokens=sum(len(r.ids) for r in rows),
-            replayed_tokens=step_totals.replay_tokens,
+            replayed_tokens=step_totals.user_tokens if is_memory_turn else step_totals.replay_tokens,
             counters=self.method.counters(),
         )
 
@@ -178,51 +180,38 @@ class TrainingLoop:
         """The rows of a step: the user's and the method's."""
         memory = self.method.memory_batch(step)
         if memory is not None:
-            return [replace(row, memory_index=None) for row in memory]
+            return list(memory)
         picked = batch_indices(len(self.rows), self.plan.batch_size, step, self.plan.seed)
         return [*(self.rows[i] for i in picked), *self.method.replay_rows(step)]
 
     def _backward(self, micro: Sequence[TokenRow], step_totals: StepTotals) -> tuple[float, int]:
         """Backward through one forward; returns its share of the mean loss, and its correct tokens."""
-        user = [(row, k) for k, row in enumerate(micro) if row.memory_index is None]
-        replay = [(row, k) for k, row in enumerate(micro) if row.memory_index is not None]
-        batch = pack([row.ids for row in micro], self.device)
-        with autocast(self.model):
-            hidden = hidden_states(self.model, batch)
-        objective = torch.zeros((), device=self.device)
+        user = [k for k, row in enumerate(micro) if row.memory_index is None]
+        replay = [k for k, row in enumerate(micro) if row.memory_index is not None]
+        forward = self.backbone.forward(micro)
+        objective = torch.zeros((), device=self.backbone.device)
         loss, correct = 0.0, 0
         if user:
-            result = cross_entropy(
-                self.head,
-                hidden.index_select(0, self._positions(user, batch.row_starts)),
-                torch.tensor([t for row, _ in user for t in row.targets], device=self.device),
-            )
-            share = result.loss_sum / step_totals.user_tokens
-            objective, loss, correct = objective + share, float(share.detach()), result.num_correct
+            states, rows = forward.states(user), [micro[k] for k in user]
+            result = cross_entropy(self.backbone.head, states, self.backbone.targets(rows))
+            objective = objective + self.method.user_loss(result.losses_N, states, rows, step_totals)
+            loss, correct = float(result.loss_sum.detach()) / step_totals.user_tokens, result.num_correct
         if replay:
-            states = hidden.index_select(0, self._positions(replay, batch.row_starts))
-            term = self.method.replay_loss(states, [row for row, _ in replay], step_totals)
-            if term is not None:
-                objective = objective + term
+            objective = objective + self.method.replay_loss(
+                forward.states(replay), [micro[k] for k in replay], step_totals
+            )
         objective.backward()  # type: ignore[no-untyped-call]
         return loss, correct
-
-    def _positions(self, rows: Sequence[tuple[TokenRow, int]], starts: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([starts[k] + p for row, k in rows for p in row.positions], device=self.device)
 
     @torch.no_grad()
     def _with_validation(self, metrics: StepMetrics) -> StepMetrics:
         loss, correct, tokens = 0.0, 0, totals(self.validation_rows).user_tokens
-        self.model.eval()
-        for micro in micro_batches(self.validation_rows, self.plan.micro_batch_tokens):
-            batch = pack([row.ids for row in micro], self.device)
-            with autocast(self.model):
-                hidden = hidden_states(self.model, batch)
-            places = self._positions([(row, k) for k, row in enumerate(micro)], batch.row_starts)
-            targets = torch.tensor([t for row in micro for t in row.targets], device=self.device)
-            result = cross_entropy(self.head, hidden.index_select(0, places), targets)
+        self.backbone.model.eval()
+        for micro in self.backbone.cuts(self.validation_rows):
+            states = self.backbone.forward(micro).states(range(len(micro)))
+            result = cross_entropy(self.backbone.head, states, self.backbone.targets(micro))
             loss, correct = loss + float(result.loss_sum), correct + result.num_correct
-        self.model.train()
+        self.backbone.model.train()
         values = {"valid_loss": loss / tokens, "valid_token_accuracy": correct / tokens}
         return StepMetrics(**(asdict(metrics) | values))
 
@@ -238,19 +227,22 @@ class TrainingLoop:
     @contextmanager
     def _train_mode(self) -> Iterator[None]:
         """Dropout on, and drawn from a random state of the run's own."""
-        self.model.train()
+        device = self.backbone.device
+        self.backbone.model.train()
         try:
-            with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 yield
         finally:
-            self.model.eval()
+            self.backbone.model.eval()
 
     def _restore(self) -> int:
         state = load_latest(self.checkpoint_dir)
         if state is None:
             return 0
         if state.facts["run_key"] != self.run_key:
-            raise CheckpointDamaged("The checkpoint belongs to a run with another base, data set or plan.")
+            raise CheckpointDamaged(
+                "The checkpoint belongs to a run with another base, data set or plan: choose another output folder."
+            )
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state.parameters[name])
@@ -272,28 +264,3 @@ class TrainingLoop:
                 facts,
             ),
         )
-
-
-class _Gradients:
-    """The loop's side of `StepGradients`."""
-
-    def __init__(self, loop: TrainingLoop, rows: Sequence[TokenRow]) -> None:
-        self._loop = loop
-        self.rows = rows
-
-    def current(self) -> dict[str, torch.Tensor]:
-        return {n: p.grad for n, p in self._loop.parameters.items() if p.grad is not None}
-
-    def of_rows(self, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
-        parameters = self._loop.parameters
-        kept = {name: p.grad for name, p in parameters.items()}
-        for p in parameters.values():
-            p.grad = None
-        as_task = [replace(row, memory_index=None) for row in rows]
-        step_totals = totals(as_task)
-        for micro in micro_batches(as_task, self._loop.plan.micro_batch_tokens):
-            self._loop._backward(micro, step_totals)  # noqa: SLF001  (the same loop, seen from a hook)
-        found = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        for name, p in parameters.items():
-            p.grad = kept[name]
-        return found

@@ -95,17 +95,17 @@ def compute_teacher_states(
     the adapter.
     """
     device = model.get_input_embeddings().weight.device
-    states: dict[int, torch.Tensor] = {}
-    numbered = {id(row): index for index, row in enumerate(rows)}
+    states: dict[TokenRow, torch.Tensor] = {}
+    distinct = list(dict.fromkeys(rows))
     with packed_attention(model, max(len(r.ids) for r in rows)), autocast(model):
-        for micro in micro_batches(rows, _TEACHER_TOKENS):
+        for micro in micro_batches(distinct, _TEACHER_TOKENS):
             batch = pack([row.ids for row in micro], device)
             hidden = hidden_states(model, batch)
             for row, start in zip(micro, batch.row_starts, strict=True):
                 index = torch.tensor(row.positions, device=device) + start
-                states[numbered[id(row)]] = hidden.index_select(0, index).cpu()
-            on_progress(len(states), len(rows))
-    return torch.cat([states[i] for i in range(len(rows))])
+                states[row] = hidden.index_select(0, index).cpu()
+            on_progress(len(states), len(distinct))
+    return torch.cat([states[row] for row in rows])
 
 
 def save_teacher(path: Path, states_NH: torch.Tensor) -> None:

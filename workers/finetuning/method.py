@@ -4,60 +4,51 @@ The loop owns forward, backward, accumulation, clipping, precision, stepping and
 hooks, each of which does nothing by default. What the methods of the field need of them:
 
 - rows that ride along (DER, DER++, SafeInstruct): `replay_rows` and `replay_loss`;
+- another loss on the user's rows, by token (constrained fine-tuning) or beside it (LwF): `user_loss`;
 - a penalty on parameters (EWC, Lisa's proximal term): `parameter_penalty`;
-- a second gradient (A-GEM, SafeGrad): `adjust_gradients`, with `StepGradients.of_rows`;
+- a second gradient (A-GEM, SafeGrad): `adjust_gradients`, with `Backbone.gradients`;
 - an ascent step before the descent (Refresh): `before_gradients`, with the same;
 - alternating data (Lisa): `memory_batch`;
 - an average or snapshot (EMA, Lisa): `after_step`; a change at the end (SafeLoRA, MagMax): `finish`.
+
+Torch's random state is set anew for each step, so hooks of a step that draw from it are the same in a resumed run.
 
 A method that cannot compute its safety term raises; it never lets training go on as plain fine-tuning.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
-from torch import nn
 
+from app.contracts.plan import TrainingPlan
 from app.contracts.value import Value
 from workers.finetuning.artefacts import Artefacts
+from workers.finetuning.backbone import Backbone
 from workers.finetuning.memory import SafetyMemory
 from workers.finetuning.rows import StepTotals, TokenRow
-from workers.modeling.heads import OutputHead
 
 
 @dataclass(frozen=True, slots=True)
 class MethodContext:
-    """What a method may look at: given once, before the first step."""
+    """What a method may look at: given once, before the first step, and good until `finish`."""
 
-    parameters: Mapping[str, nn.Parameter]
-    """The adapter's parameters (float32)."""
-    head: OutputHead
+    backbone: Backbone
+    """The model, its head and the adapter's parameters; gradients and teacher states of any rows."""
+    rows: Sequence[TokenRow]
+    """The user's rows. Equal rows have equal hashes, so they can be keys of what is computed about them."""
+    plan: TrainingPlan
+    """With the seed, and the adapter's scaling: its update of a weight is lora.alpha / lora.rank * B A."""
     artefacts: Artefacts | None
     """Prepared artefacts of the base; None when the run was given none."""
     load_memory: Callable[[], SafetyMemory]
     """The base's safety memory with teacher states in this run's precision. Raises ArtefactMissing."""
     num_steps: int
-    seed: int
-
-
-class StepGradients(Protocol):
-    """Gradients at the current parameters, seen from a hook."""
-
-    @property
-    def rows(self) -> Sequence[TokenRow]:
-        """The rows of this step, the user's and the replayed."""
-
-    def of_rows(self, rows: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
-        """Gradient of the mean cross-entropy over other rows; `.grad` is left as it is."""
-
-    def current(self) -> dict[str, torch.Tensor]:
-        """The accumulated gradients (`.grad`), before clipping; writing into them changes the step."""
 
 
 class Method:
-    """A method that does nothing: every hook's default."""
+    """A method that does nothing: every hook's default. Steps count from 0."""
 
     name: ClassVar[str]
 
@@ -65,10 +56,17 @@ class Method:
         self.config = config
 
     def prepare(self, context: MethodContext) -> None:
-        """Called once before the first step. Raises ArtefactMissing where something is not there."""
+        """Called once before the first step. Raises ArtefactMissing where something is not there.
+
+        The adapter is at its start (B = 0) even when the run goes on from a checkpoint, which is read afterwards.
+        """
 
     def memory_batch(self, step: int) -> Sequence[TokenRow] | None:
-        """Memory rows that this step trains on (cross-entropy) instead of the user's; None: the user's turn."""
+        """Memory rows that this step trains on (as on the user's) instead of the user's; None: the user's turn.
+
+        The rows that the user would have had in this step are not seen in this epoch, and no row is replayed. The
+        step counts as replay, not as trained tokens. One step at least must be the user's.
+        """
         return None
 
     def replay_rows(self, step: int) -> Sequence[TokenRow]:
@@ -80,38 +78,54 @@ class Method:
         """Tokens of the longest row this method may add."""
         return 0
 
-    def replay_loss(self, states_NH: torch.Tensor, rows: Sequence[TokenRow], totals: StepTotals) -> torch.Tensor | None:
-        """This forward's share of the step's replay term.
+    def user_loss(
+        self, losses_N: torch.Tensor, states_NH: torch.Tensor, rows: Sequence[TokenRow], totals: StepTotals
+    ) -> torch.Tensor:
+        """This forward's share of the step's loss on the user's rows: by default the mean cross-entropy.
+
+        Args:
+            losses_N: Cross-entropy (minus log-probability) of each trained token of `rows`, row after row.
+            states_NH: Final hidden states that predict these tokens.
+            rows: The user's rows in this forward (the memory's where `memory_batch` has given some).
+            totals: Tokens of the whole step, so that shares add up to a mean over the step.
+        """
+        return losses_N.sum() / totals.user_tokens
+
+    def replay_loss(self, states_NH: torch.Tensor, rows: Sequence[TokenRow], totals: StepTotals) -> torch.Tensor:
+        """This forward's share of the step's replay term; called where `replay_rows` has given rows.
 
         Args:
             states_NH: Final hidden states at the predicting positions of `rows`, row after row.
             rows: The memory rows in this forward.
             totals: Tokens of the whole step, so that shares add up to a mean over the step.
         """
-        return None
+        raise NotImplementedError(f"«{self.name}» replays rows and has no loss for them")
 
-    def parameter_penalty(self) -> torch.Tensor | None:
+    def parameter_penalty(self, step: int) -> torch.Tensor | None:
         """A term in the parameters alone, added once a step."""
         return None
 
-    def before_gradients(self, gradients: StepGradients) -> None:
-        """Before the step's gradients are computed; may move the parameters."""
+    def before_gradients(self, step: int, rows: Sequence[TokenRow]) -> None:
+        """Before the gradients on the step's rows are computed; may move the parameters."""
 
-    def adjust_gradients(self, gradients: StepGradients) -> None:
-        """After accumulation, before clipping."""
+    def adjust_gradients(self, step: int, gradients: Mapping[str, torch.Tensor]) -> None:
+        """After accumulation, before clipping; writing into the tensors changes the step."""
 
     def after_step(self, step: int) -> None:
-        """After the optimizer has stepped (step counts from 0)."""
+        """After the optimizer has stepped."""
 
     def finish(self) -> None:
-        """After the last step; may change the parameters for good."""
+        """After the last step; may change the parameters for good.
+
+        Checkpoints are of before: a run that is continued after its end finishes again.
+        """
 
     def state(self) -> dict[str, torch.Tensor]:
         """What must survive a checkpoint beyond parameters and step number."""
         return {}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Restores what `state` returned."""
+        """Restores what `state` returned; the tensors come on the CPU."""
 
     def counters(self) -> dict[str, float]:
         """Numbers of the latest step that show what the method did; they end up in events and the report."""

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +12,9 @@ from app.contracts.chat import ChatRow
 from app.contracts.evaluation import TrainingSummary
 from app.contracts.plan import TrainingPlan
 from workers.finetuning.artefacts import Artefacts
+from workers.finetuning.backbone import Backbone
 from workers.finetuning.errors import ArtefactMissing, DatasetRefused, ValidationRefused
-from workers.finetuning.loop import RunControl, StepMetrics, TrainingLoop
+from workers.finetuning.loop import LoopResult, RunControl, StepMetrics, TrainingLoop
 from workers.finetuning.memory import SafetyMemory, load_memory
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods import build_method
@@ -77,54 +79,26 @@ def finetune(
     """
     dataset = encode_dataset(base.codec, rows, max_tokens=plan.max_row_tokens)
     validation = _encode_validation(base.codec, validation_rows, plan) if validation_rows else None
-    peft_model = adapters.attach(base.model, plan.lora, seed=plan.seed)
-    parameters = adapters.trainable_parameters(peft_model)
+    backbone = _with_fresh_adapter(base, plan)
     method = build_method(plan.method)
-    head = output_head(base.model)
     loop = TrainingLoop(
-        model=base.model,
-        head=head,
-        parameters=parameters,
+        backbone=backbone,
         method=method,
         plan=plan,
         rows=dataset.rows,
         validation_rows=validation.rows if validation else (),
         checkpoint_dir=out_dir / CHECKPOINT_DIR,
-        run_key=_run_key(base_hash, dataset, plan),
+        run_key=_run_key(base_hash, dataset, plan, artefacts),
         control=control or RunControl(),
     )
-
-    def memory() -> SafetyMemory:
-        if artefacts is None:
-            raise ArtefactMissing(
-                f"The method «{plan.method.name}» needs a prepared base: run `unforgotten models prepare` first."
-            )
-        return load_memory(artefacts.memory_file, artefacts.teacher_file, base.model)
-
-    method.prepare(MethodContext(parameters, head, artefacts, memory, loop.num_steps, plan.seed))
+    memory = partial(_memory, artefacts, base, plan)
+    method.prepare(MethodContext(backbone, dataset.rows, plan, artefacts, memory, loop.num_steps))
     result = loop.run()
     write_metrics(out_dir / METRICS_FILE, result.history)
     if not result.is_complete:
         return FinetuneResult(None, result.history, None)
-    adapters.save(peft_model, out_dir / ADAPTER_DIR, base_name=base_name)
-    notes = method.notes()
-    if dataset.num_cut:
-        notes.append(f"{dataset.num_cut} rows were cut at {plan.max_row_tokens} tokens.")
-    summary = TrainingSummary(
-        method=plan.method,
-        num_rows=len(dataset.rows),
-        num_steps=loop.num_steps,
-        num_epochs=plan.num_epochs,
-        trained_tokens=sum(m.trained_tokens for m in result.history),
-        processed_tokens=sum(m.processed_tokens for m in result.history),
-        replayed_tokens=sum(m.replayed_tokens for m in result.history),
-        first_loss=result.history[0].loss,
-        last_loss=result.history[-1].loss,
-        seconds=result.seconds,
-        counters=result.history[-1].counters,
-        notes=notes,
-    )
-    return FinetuneResult(out_dir / ADAPTER_DIR, result.history, summary)
+    adapters.save(backbone.peft_model, out_dir / ADAPTER_DIR, base_name=base_name)
+    return FinetuneResult(out_dir / ADAPTER_DIR, result.history, _summary(result, loop, dataset))
 
 
 def write_metrics(path: Path, history: Sequence[StepMetrics]) -> None:
@@ -138,6 +112,20 @@ def write_metrics(path: Path, history: Sequence[StepMetrics]) -> None:
             writer.writerow([m.step, f"{m.loss:.6f}", f"{m.token_accuracy:.6f}", *valid])
 
 
+def _with_fresh_adapter(base: LoadedModel, plan: TrainingPlan) -> Backbone:
+    peft_model = adapters.attach(base.model, plan.lora, seed=plan.seed)
+    parameters = adapters.trainable_parameters(peft_model)
+    return Backbone(base, peft_model, output_head(base.model), parameters, tokens=plan.micro_batch_tokens)
+
+
+def _memory(artefacts: Artefacts | None, base: LoadedModel, plan: TrainingPlan) -> SafetyMemory:
+    if artefacts is None:
+        raise ArtefactMissing(
+            f"The method «{plan.method.name}» needs a prepared base: run `unforgotten models prepare` first."
+        )
+    return load_memory(artefacts.memory_file, artefacts.teacher_file, base.model)
+
+
 def _encode_validation(codec: ChatCodec, rows: Sequence[ChatRow], plan: TrainingPlan) -> Dataset:
     try:
         return encode_dataset(codec, rows, max_tokens=plan.max_row_tokens)
@@ -145,8 +133,33 @@ def _encode_validation(codec: ChatCodec, rows: Sequence[ChatRow], plan: Training
         raise ValidationRefused(f"Validation file, {str(error)[:1].lower()}{str(error)[1:]}") from error
 
 
-def _run_key(base_hash: str, dataset: Dataset, plan: TrainingPlan) -> str:
+def _summary(result: LoopResult, loop: TrainingLoop, dataset: Dataset) -> TrainingSummary:
+    history, plan = result.history, loop.plan
+    users_steps = [m for m in history if m.trained_tokens]
+    notes = loop.method.notes()
+    if dataset.num_cut:
+        notes.append(f"{dataset.num_cut} rows were cut at {plan.max_row_tokens} tokens.")
+    return TrainingSummary(
+        method=plan.method,
+        num_rows=len(dataset.rows),
+        num_steps=loop.num_steps,
+        num_epochs=plan.num_epochs,
+        trained_tokens=sum(m.trained_tokens for m in history),
+        processed_tokens=sum(m.processed_tokens for m in history),
+        replayed_tokens=sum(m.replayed_tokens for m in history),
+        first_loss=users_steps[0].loss,
+        last_loss=users_steps[-1].loss,
+        seconds=result.seconds,
+        counters=history[-1].counters,
+        notes=notes,
+    )
+
+
+def _run_key(base_hash: str, dataset: Dataset, plan: TrainingPlan, artefacts: Artefacts | None) -> str:
     digest = hashlib.sha256(base_hash.encode())
+    if artefacts is not None:
+        # The same weights can be prepared again with another safety memory.
+        digest.update(artefacts.memory_file.read_bytes())
     digest.update(plan.model_dump_json().encode())
     digest.update(json.dumps([(row.ids, row.positions) for row in dataset.rows]).encode())
     return digest.hexdigest()

@@ -6,6 +6,9 @@ linear combination would mix A and B of different adapters and so add cross term
 
 import json
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -44,13 +47,19 @@ def attach(model: PreTrainedModel, plan: LoraPlan, *, seed: int) -> PeftModel:
     config = LoraConfig(
         r=plan.rank, lora_alpha=plan.alpha, lora_dropout=plan.dropout, target_modules=names, task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _quiet_peft():
         torch.manual_seed(seed)
         peft_model = get_peft_model(model, config, autocast_adapter_dtype=True)
-    for module in model.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
-            # PEFT would compute the adapter in float32 whatever the model's precision; autocast decides here.
-            module.cast_input_dtype_enabled = False
+    _leave_precision_to_autocast(model)
+    return peft_model
+
+
+def attach_saved(model: PreTrainedModel, directory: Path) -> PeftModel:
+    """Attaches an adapter folder for inference, frozen; it computes as it did in training."""
+    with _quiet_peft():
+        peft_model = PeftModel.from_pretrained(model, str(directory))
+    peft_model.requires_grad_(requires_grad=False)
+    _leave_precision_to_autocast(model)
     return peft_model
 
 
@@ -72,7 +81,8 @@ def save(peft_model: PeftModel, directory: Path, *, base_name: str) -> None:
 def copy_rounded(source: Path, target: Path) -> None:
     """Copies an adapter folder with its numbers rounded to bf16, which halves it.
 
-    Whatever is built on the copy (a merged base, a concatenation) uses these very numbers, so nothing is inexact.
+    Whatever is built on the copy (a merged base, a concatenation) uses these very numbers: rounding them makes no two
+    things disagree.
     """
     target.mkdir(parents=True)
     tensors = {k: v.to(torch.bfloat16) for k, v in load_file(source / WEIGHTS_FILE).items()}
@@ -109,7 +119,9 @@ def merge_into(model: PreTrainedModel, pairs: dict[str, LoraPair]) -> None:
 def write_concatenation(first: Path, second: Path, directory: Path, *, base_name: str) -> None:
     """Writes the adapter whose update is the exact sum of two adapters' updates; ranks add up.
 
-    The second was trained on the base with the first merged, so the sum, on the original base, is the same model.
+    The second was trained on the base with the first merged, so the sum, on the original base, is the same model: up
+    to float32's rounding where the merged weights are stored in float32, and up to the rounding of the merged weights
+    where they are stored in bf16 or fp16.
     """
     one, two = read_pairs(first), read_pairs(second)
     tensors: dict[str, torch.Tensor] = {}
@@ -126,6 +138,21 @@ def write_concatenation(first: Path, second: Path, directory: Path, *, base_name
     config.update(r=rank, lora_alpha=rank, base_model_name_or_path=base_name)
     config["target_modules"] = sorted({name.rsplit(".", 1)[-1] for name in one.keys() | two.keys()})
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _leave_precision_to_autocast(model: PreTrainedModel) -> None:
+    """PEFT would compute the adapter in float32 whatever the model's precision."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """PEFT asks transformers for a property by its old name; nobody who sees the warning can do anything about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning)
+        yield
 
 
 def _pad_rank(key: str, tensor: torch.Tensor, rank: int) -> torch.Tensor:

@@ -128,7 +128,11 @@ class ChatCodec:
         return content
 
     def _tokenise(self, text: str) -> "_Tokens":
-        """Ids and end offsets (characters, marks not counted); pieces on either side of a mark are separate."""
+        """Ids and end offsets (characters, marks not counted); pieces on either side of a mark are separate.
+
+        Where a tokenizer begins every text with a blank (SentencePiece), one comes after a mark: inside a control token
+        that a user typed, and nowhere else.
+        """
         ids: list[int] = []
         ends: list[int] = []
         offset = 0

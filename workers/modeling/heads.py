@@ -53,24 +53,28 @@ def output_head(model: PreTrainedModel) -> OutputHead:
 class TokenLoss(NamedTuple):
     """Cross-entropy over positions."""
 
-    loss_sum: torch.Tensor
-    """Sum over the N positions, in nats; float32, differentiable with respect to the hidden states."""
+    losses_N: torch.Tensor
+    """Of each position, in nats; float32, differentiable with respect to the hidden states."""
     num_correct: int
     """Positions where the most likely token is the target."""
 
+    @property
+    def loss_sum(self) -> torch.Tensor:
+        return self.losses_N.sum()
+
 
 def cross_entropy(head: OutputHead, hidden_NH: torch.Tensor, targets_N: torch.Tensor) -> TokenLoss:
-    """Cross-entropy of `targets_N` under the head, summed (not averaged).
+    """Cross-entropy of `targets_N` under the head, position by position.
 
-    The caller divides by the number of trained tokens of the whole optimizer step, which makes gradient
-    accumulation independent of how rows fall into micro-batches.
+    The caller divides their (weighted) sum by the number of trained tokens of the whole optimizer step, which makes
+    gradient accumulation independent of how rows fall into micro-batches.
     """
     if head.weight_VH.requires_grad:
         logits = head.logits(hidden_NH)
         correct = int((logits.argmax(-1) == targets_N).sum())
-        return TokenLoss(F.cross_entropy(logits, targets_N, reduction="sum"), correct)
-    loss, correct_tensor = _FrozenHeadCrossEntropy.apply(hidden_NH, targets_N, head)  # type: ignore[no-untyped-call]
-    return TokenLoss(loss, int(correct_tensor))
+        return TokenLoss(F.cross_entropy(logits, targets_N, reduction="none"), correct)
+    losses, correct_tensor = _FrozenHeadCrossEntropy.apply(hidden_NH, targets_N, head)  # type: ignore[no-untyped-call]
+    return TokenLoss(losses, int(correct_tensor))
 
 
 class _FrozenHeadCrossEntropy(torch.autograd.Function):
@@ -81,14 +85,14 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
         weight = head.weight_VH
         needs_gradient = hidden_NH.requires_grad
         gradient = torch.empty_like(hidden_NH) if needs_gradient else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden_NH.device)
+        losses = torch.empty(hidden_NH.shape[0], dtype=torch.float32, device=hidden_NH.device)
         correct = torch.zeros((), dtype=torch.long, device=hidden_NH.device)
         step = max(1, PIECE_LOGITS // weight.shape[0])
         for start in range(0, hidden_NH.shape[0], step):
             piece, target = hidden_NH[start : start + step], targets_N[start : start + step]
             logits = head.logits(piece)
             log_z = torch.logsumexp(logits, dim=-1)
-            total += (log_z - logits.gather(1, target[:, None]).squeeze(1)).sum()
+            losses[start : start + step] = log_z - logits.gather(1, target[:, None]).squeeze(1)
             correct += (logits.argmax(-1) == target).sum()
             if gradient is not None:
                 slope = (logits - log_z[:, None]).exp_()
@@ -98,11 +102,12 @@ class _FrozenHeadCrossEntropy(torch.autograd.Function):
                 gradient[start : start + step] = slope.to(weight.dtype) @ weight
         ctx.gradient = gradient
         ctx.mark_non_differentiable(correct)
-        return total, correct
+        return losses, correct
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, None, None]:
-        return (ctx.gradient * grads[0].to(ctx.gradient.dtype), None, None)
+        # Scaled in float32: in bf16 the factor itself, one over the step's tokens, would be rounded for all of them.
+        return ((ctx.gradient.float() * grads[0][:, None]).to(ctx.gradient.dtype), None, None)
 
 
 def gram_matrix(head: OutputHead) -> torch.Tensor:

@@ -6,9 +6,13 @@ from typing import Literal, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from workers.modeling.chat import ChatCodec
 from workers.modeling.errors import SourceError
+
+# Loading takes a second or two and happens several times a job: bars of it would bury what a user waits for.
+transformers_logging.disable_progress_bar()
 
 Precision = Literal["auto", "fp32", "bf16"]
 

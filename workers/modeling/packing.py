@@ -24,6 +24,13 @@ MAX_GROUP_WASTE = 1.25
 EXPLICIT_TOKENS = 256
 """Up to this row length, attention on a CPU is written out: torch's fused kernel is several times slower there."""
 
+_LIMITS = {
+    "sliding_window": "sliding window",
+    "attention_chunk_size": "attention chunk",
+    "max_position_embeddings": "context",
+}
+"""Settings of a model that bound its rows; beyond its context a model only guesses, or has no position at all."""
+
 
 class AttentionGroup(NamedTuple):
     """Neighbouring rows that attend in one call."""
@@ -92,13 +99,14 @@ def packed_attention(model: PreTrainedModel, longest_row: int) -> Iterator[None]
     """Within this context the model's forward keeps packed rows apart.
 
     Raises:
-        UnsupportedModel: The model has attention that packing does not reproduce exactly.
+        UnsupportedModel: Rows are longer than the model's positions, or than attention that packing reproduces exactly.
     """
-    window = getattr(model.config, "sliding_window", None)
-    if window is not None and longest_row > window:
-        raise UnsupportedModel(
-            f"Rows of {longest_row} tokens exceed the model's sliding window of {window}; set max_row_tokens to it."
-        )
+    for setting, what in _LIMITS.items():
+        limit = getattr(model.config, setting, None)
+        if limit is not None and longest_row > limit:
+            raise UnsupportedModel(
+                f"Rows of {longest_row} tokens exceed the model's {what} of {limit}; set max_row_tokens to it."
+            )
     before = model.config._attn_implementation  # noqa: SLF001  (the only name transformers gives it)
     model.set_attn_implementation(_PACKED)
     try:
@@ -144,6 +152,7 @@ def _packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention over packed rows; query [1, H, T, D], key and value [1, H_kv, T, D] -> [1, T, H, D].
@@ -153,6 +162,8 @@ def _packed_attention(
     """
     if attention_mask is not None:
         raise UnsupportedModel("Packed attention takes no mask.")
+    if s_aux is not None:
+        raise UnsupportedModel("The model's attention has learned sinks (gpt-oss), which training does not support.")
     repeats = query.shape[1] // key.shape[1]
     query_THD, key_THD, value_THD = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     outputs = []

@@ -194,7 +194,10 @@ class _Preparation:
         hashes = {
             str(file.relative_to(self.folder)): file_sha256(file)
             for file in sorted(self.folder.rglob("*"))
-            if file.is_file() and not file.is_relative_to(self.folder / _ALIGNMENT_RUN)
+            if file.is_file()
+            # A run that was interrupted right here has left a record, whose hash would be that of the old one.
+            and file != self.folder / artefacts.RECORD_FILE
+            and not file.is_relative_to(self.folder / _ALIGNMENT_RUN)
         }
         record = {
             "base_id": self.spec.base_id,

@@ -142,10 +142,10 @@ class Child:
         return self.messages(wait_seconds=0.0)
 
     def log_tail(self, size_bytes: int = 4096) -> str:
-        """The end of what it wrote on standard error, for operators."""
+        """The end of what it wrote on standard error, for operators. Without NUL, which PostgreSQL's text refuses."""
         with self.log_file.open("rb") as log:
             log.seek(max(0, self.log_file.stat().st_size - size_bytes))
-            return log.read().decode(errors="replace")
+            return log.read().decode(errors="replace").replace("\0", "")
 
     def _read(self) -> None:
         assert self._process.stdout is not None

@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
@@ -18,7 +19,7 @@ from sqlalchemy.orm import Session
 from app.broker import resolved_broker_url
 from app.contracts.states import WorkState
 from app.db import Database, db_now
-from app.files import repository as files
+from app.files.service import sweep_expired
 from app.logs import configure_logs
 from app.models import Work
 from app.settings import Settings
@@ -31,6 +32,9 @@ from workers.runtime.supervisor import retry_pause
 
 STALE_ANNOUNCEMENT_SECONDS = 30.0
 """A message for work that still waits after this time may be lost."""
+UNFINISHED_SECONDS = 86_400.0
+"""Something that was not written to for so long will not be finished."""
+UNFINISHED_SWEEP_SECONDS = 3600.0
 
 _FINAL_STATES = frozenset({WorkState.DONE, WorkState.FAILED, WorkState.CANCELLED})
 _REAPED = lost("it stopped renewing its lease")
@@ -47,11 +51,19 @@ class Housekeeper:
         self._storage = storage
         self._open_bell = open_bell
         self._bell: Bell | None = None
+        self._unfinished_due_at = 0.0
         self._name = f"housekeeping {socket.gethostname()}:{os.getpid()}"
 
     def sweep(self) -> None:
         """Does everything once. What fails is logged and tried again at the next sweep; the rest still runs."""
-        for part in (self.reap, self.ring, self.delete_expired_files, self.delete_old_folders):
+        parts = (
+            self.reap,
+            self.ring,
+            self.delete_expired_files,
+            self.delete_old_folders,
+            self.delete_unfinished_objects,
+        )
+        for part in parts:
             try:
                 part()
             except Exception:
@@ -96,11 +108,8 @@ class Housekeeper:
         return list(candidates)
 
     def delete_expired_files(self) -> None:
-        """Deletes files whose time is over; first the rows, as an object without a row is only waste."""
-        with self._db.transaction() as session:
-            keys = files.delete_expired(session)
-        for key in keys:
-            self._storage.delete(key)
+        """Deletes files whose time is over."""
+        sweep_expired(self._db, self._storage)
 
     def delete_old_folders(self) -> None:
         """Deletes work folders on this machine whose work is finished."""
@@ -111,6 +120,13 @@ class Housekeeper:
             finished = session.scalars(select(Work.id).where(Work.id.in_(folders), Work.state.in_(_FINAL_STATES))).all()
         for work_id in finished:
             shutil.rmtree(folders[work_id], ignore_errors=True)
+
+    def delete_unfinished_objects(self) -> None:
+        """Deletes, once an hour, what processes that were killed while they stored something have left behind."""
+        if time.monotonic() < self._unfinished_due_at:
+            return
+        self._unfinished_due_at = time.monotonic() + UNFINISHED_SWEEP_SECONDS
+        self._storage.delete_unfinished(older_than_seconds=UNFINISHED_SECONDS)
 
     def _reap(self, work_id: str) -> bool:
         with self._db.transaction() as session:

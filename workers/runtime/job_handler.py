@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.contracts.plan import TrainingPlan
 from app.contracts.progress import FailureMessage, JobResultMessage, Message
 from app.contracts.specs import SPEC_FILE, JobSpec
-from app.contracts.states import BaseStatus, FailureCode, JobStatus, WorkState
+from app.contracts.states import FailureCode, JobStatus, WorkState
 from app.ids import new_id
 from app.models import BaseModelRow, File, FineTunedModel, Job
 from app.storage import ObjectNotFoundError
@@ -159,7 +159,8 @@ class JobHandler(WorkHandler):
 
     def _find_base(self, session: Session) -> Path:
         base = session.get_one(BaseModelRow, self._job.base_id)
-        if base.status != BaseStatus.READY or base.prepared_hash is None:
+        # Whatever the status: a base that is being prepared anew still has what was prepared before.
+        if base.prepared_hash is None:
             raise WorkFailedError(
                 FailureCode.BASE_NOT_READY,
                 f"The base model {base.id} is not ready (it is {base.status}). Wait until GET /v1/models lists it, or "

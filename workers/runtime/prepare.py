@@ -57,10 +57,11 @@ def main(
     retrain: Annotated[bool, typer.Option("--retrain", help="Train the alignment anew, not the shipped one.")] = False,
     wait: Annotated[bool, typer.Option(help="Stay until it is ready and show progress.")] = True,
     eval_harmful: Annotated[
-        int | None, typer.Option(help="Measure with only the first N harmful prompts (default: all).")
+        int | None,
+        typer.Option(min=1, help="Measure with only the first N harmful prompts (at first: all; remembered)."),
     ] = None,
     eval_lookalikes: Annotated[
-        int | None, typer.Option(help="Measure with only the first N look-alikes (default: all).")
+        int | None, typer.Option(min=1, help="Measure with only the first N look-alikes (at first: all; remembered).")
     ] = None,
 ) -> None:
     """Prepare a base model: align it if its entry says so, and build what all jobs on it share."""
@@ -82,7 +83,7 @@ def main(
         _prepare_here(database, settings, work_id)
         _report(database, name)
     except (PrepareError, NotMigratedError) as error:
-        console.print(f"[red]{error}[/red]", soft_wrap=True)
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     finally:
         database.dispose()

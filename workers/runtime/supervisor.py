@@ -262,6 +262,9 @@ class _Attempt:
         error: str | None = None
         if self._handler.is_over(session):
             end = _NothingToDo()
+        elif self._is_to_be_repeated(end) and (request := self._handler.stop_requested(session)):
+            # Asked after the last heartbeat. Queued again, the work would wait for a worker only to be stopped by it.
+            end = _Stopped(request)
         match end:
             case _Succeeded():
                 self._handler.succeed(session, end.stored)
@@ -276,7 +279,7 @@ class _Attempt:
                 return None
             case _Failed():
                 error = f"{end.failure.message}\n{self._log_tail}".strip()
-                if end.failure.is_retryable and not self._lease.is_last_attempt:
+                if self._is_to_be_repeated(end):
                     self._handler.requeue(session, end.failure.message)
                     release(session, self._lease, pause_seconds=retry_pause(self._lease), counts=True, error=error)
                     return None
@@ -284,6 +287,15 @@ class _Attempt:
                 state = WorkState.FAILED
         finish(session, self._lease, state, error=error)
         return state
+
+    def _is_to_be_repeated(self, end: _End) -> bool:
+        match end:
+            case _Drained():
+                return True
+            case _Failed():
+                return end.failure.is_retryable and not self._lease.is_last_attempt
+            case _:
+                return False
 
     def _write(self, write: Callable[[Session], _T]) -> _T:
         """Writes in a transaction that has proven the lease; waits for a database that is away for a moment.

@@ -6,13 +6,14 @@ from itertools import islice
 from pathlib import Path
 
 from app.contracts.chat import ChatRow
-from app.contracts.chat_file import read_rows
+from app.contracts.chat_file import InvalidChatFileError, read_rows
 from app.contracts.specs import JobSpec
 from workers.channel import Channel
 from workers.finetuning.artefacts import Artefacts
+from workers.finetuning.errors import ValidationRefused
 
 MAX_UTILITY_ROWS = 200
-"""Rows of the validation file that the model's utility is measured on."""
+"""Rows of the validation file that are used: after each epoch, and for the model's utility."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,18 @@ class StageContext:
         return _rows(read_rows(self.spec.training_file))
 
     def validation_rows(self) -> list[ChatRow]:
-        """The first rows of the validation file; empty where the job has none."""
+        """The first rows of the validation file; empty where the job has none.
+
+        Raises:
+            ValidationRefused: The file is not what was uploaded.
+        """
         if self.spec.validation_file is None:
             return []
-        return _rows(islice(read_rows(self.spec.validation_file), MAX_UTILITY_ROWS))
+        try:
+            return _rows(islice(read_rows(self.spec.validation_file), MAX_UTILITY_ROWS))
+        except InvalidChatFileError as error:
+            # Else it would be blamed on the training file.
+            raise ValidationRefused(f"Validation file: {error}") from error
 
 
 def _rows(numbered: Iterable[tuple[int, ChatRow]]) -> list[ChatRow]:

@@ -25,6 +25,7 @@ from workers.evaluation.report import build_report
 from workers.evaluation.safety import compare, run_benchmark
 from workers.evaluation.utility import compare_utility, measure
 from workers.finetuning.run import ADAPTER_DIR
+from workers.modeling import adapters
 from workers.modeling.generation import LocalModel
 from workers.modeling.loading import LoadedModel, load
 from workers.stages.context import MAX_UTILITY_ROWS, StageContext
@@ -69,11 +70,7 @@ class _Tuned:
 def _tuned_model(context: StageContext) -> _Tuned:
     plan = context.spec.plan
     loaded = load(context.artefacts.model_dir, precision=plan.precision)
-    peft_model = PeftModel.from_pretrained(loaded.model, str(context.training_dir / ADAPTER_DIR))
-    peft_model.requires_grad_(requires_grad=False)
-    for module in loaded.model.modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False
+    peft_model = adapters.attach_saved(loaded.model, context.training_dir / ADAPTER_DIR)
     return _Tuned(loaded, peft_model, plan.max_row_tokens)
 
 

@@ -42,10 +42,14 @@ def model_card(report: Report, record: dict[str, Any]) -> str:
         lines += [
             _two_bases(report, public_name(record["source"])),
             "",
-            _USE.format(base="PUBLIC_BASE", folder="for_original_base"),
+            _USE.format(base=_loadable(record["source"]), folder="for_original_base"),
         ]
     else:
-        lines.append(_USE.format(base=public_name(record["source"]), folder="."))
+        lines += [
+            f"The adapter is for `{public_name(record['source'])}`.",
+            "",
+            _USE.format(base=_loadable(record["source"]), folder="."),
+        ]
     rank = "the rank in adapter_config.json"
     lines += [
         f"Servers need a maximum LoRA rank of at least {rank} (vLLM: `--max-lora-rank`).",
@@ -66,6 +70,11 @@ def public_name(source: str) -> str:
     return rest.split("@", 1)[0] if kind == "hf" else source
 
 
+def _loadable(source: str) -> str:
+    """What stands in the example: only the hub's names can be loaded as they are."""
+    return public_name(source) if source.startswith("hf:") else "FOLDER_OF_THE_BASE"
+
+
 def _what(report: Report) -> str:
     training = report.training
     return (
@@ -78,5 +87,7 @@ def _two_bases(report: Report, source: str) -> str:
     return (
         f"This folder's adapter starts from the provider's *aligned* base (theta_safe, `{report.provenance.base}`, "
         f"hash `{report.provenance.base_hash[:16]}`). `for_original_base/` holds the same model relative to the public "
-        f"weights (`{source}`): the alignment's and this job's updates concatenated, exact up to rounding."
+        f"weights (`{source}`): the alignment's and this job's updates concatenated. It is the same up to the "
+        "rounding of theta_safe's weights: hardly anything in float32; in bfloat16 or float16 the merged weights were "
+        "rounded, and answers can differ from the measured ones here and there."
     )

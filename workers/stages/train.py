@@ -70,6 +70,11 @@ def run(context: StageContext) -> dict[str, Any]:
         f"Training {num_steps} steps on {len(rows)} rows with method «{plan.method.name}» "
         f"(LoRA rank {plan.lora.rank}, learning rate {plan.learning_rate:g}, batch size {plan.batch_size})"
     )
+    validation_rows = context.validation_rows()
+    if validation_rows:
+        context.channel.say(
+            f"Validating after each epoch on the first {len(validation_rows)} rows of the validation file"
+        )
     result = finetune(
         load(context.artefacts.model_dir, precision=plan.precision),
         rows,
@@ -78,7 +83,7 @@ def run(context: StageContext) -> dict[str, Any]:
         base_name=spec.base_id,
         base_hash=context.artefacts.record["theta_safe_hash"],
         artefacts=context.artefacts,
-        validation_rows=context.validation_rows(),
+        validation_rows=validation_rows,
         control=_Reporter(context.channel, num_steps),
     )
     if result.summary is None:

@@ -274,6 +274,11 @@ class TestReadRows:
         with pytest.raises(InvalidChatFileError, match="Line 2"):
             self.rows(tmp_path / "a", chat_line(1) + bad, max_line_bytes=150)
 
+    def test_lines_may_be_as_long_as_the_upload_allowed(self, tmp_path: Path) -> None:
+        data = chat_line(1, "long " * 400_000)
+        assert len(data) > 1024 * 1024
+        assert len(self.rows(tmp_path / "a", data)) == 1
+
     def test_it_reads_what_the_validator_accepts(self, tmp_path: Path) -> None:
         data = chat_file(50)
         assert len(self.rows(tmp_path / "a", data)) == validate(data).statistics.num_rows

@@ -1,16 +1,22 @@
 """Files after their upload: lists, content, deletion, expiry."""
 
+import threading
+import time
+
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import update
+from obstore.store import from_url
+from sqlalchemy import select, update
 
+from app.auth.service import AuthService
 from app.db import Database, db_now
 from app.files import repository
-from app.files.service import FileService
-from app.files.upload import UploadLimits
+from app.files.service import sweep_expired
+from app.main import create_app
 from app.models import File, Job
-from app.storage import ObjectStorage
-from tests.app.helpers import chat_file, created_job, upload, uploaded
+from app.settings import Settings
+from app.storage import ObjectStorage, ObjectWriter
+from tests.app.helpers import RecordingPublisher, chat_file, created_job, upload, uploaded
 
 
 class TestList:
@@ -130,9 +136,8 @@ class TestExpiry:
     ) -> None:
         expired, kept = uploaded(client), uploaded(client)
         _expire(database, expired)
-        service = FileService(database, storage, UploadLimits(1, 1, 1))
-        assert service.sweep_expired() == 1
-        assert service.sweep_expired() == 0
+        assert sweep_expired(database, storage) == 1
+        assert sweep_expired(database, storage) == 0
         assert storage.keys() == [f"files/{kept}"]
 
     def test_a_file_that_a_job_needs_is_swept_only_after_it(
@@ -146,6 +151,75 @@ class TestExpiry:
         with database.transaction() as session:
             session.execute(update(Job).values(status="succeeded"))
             assert len(repository.delete_expired(session)) == 2
+
+    def test_a_file_that_expires_while_a_job_on_it_is_made_stays_for_the_job(
+        self, client: TestClient, base: str, database: Database
+    ) -> None:
+        job = created_job(client)
+        swept: list[str] = []
+
+        def sweep() -> None:
+            with database.transaction() as session:
+                swept.extend(repository.delete_expired(session))
+
+        sweeper = threading.Thread(target=sweep)
+        with database.transaction() as session:
+            session.execute(update(Job).values(status="succeeded"))
+            session.execute(update(File).values(expires_at=db_now() + 0.3))
+            project_id = session.scalars(select(File.project_id)).one()
+        with database.transaction() as session:
+            assert repository.lock(session, project_id, job["training_file"], shared=True) is not None
+            while repository.lock(session, project_id, job["training_file"], shared=True) is not None:
+                time.sleep(0.02)
+            sweeper.start()
+            # Long enough for it to be waiting for the lock.
+            sweeper.join(0.3)
+            session.execute(update(Job).values(status="queued"))
+        sweeper.join()
+        assert swept == []
+
+
+class TestUnfinished:
+    """An upload whose process was killed between row and object."""
+
+    @pytest.fixture
+    def hidden(self, client: TestClient, database: Database) -> str:
+        file_id = uploaded(client)
+        with database.transaction() as session:
+            session.execute(update(File).values(status=repository.STORING))
+        return file_id
+
+    def test_nobody_sees_it(self, client: TestClient, base: str, hidden: str) -> None:
+        assert client.get(f"/v1/files/{hidden}").status_code == 404
+        assert client.get("/v1/files").json()["data"] == []
+        response = client.post("/v1/fine_tuning/jobs", json={"model": base, "training_file": hidden})
+        assert response.json()["error"]["code"] == "invalid_file"
+
+    def test_the_sweep_takes_row_and_object(
+        self, client: TestClient, database: Database, storage: ObjectStorage, hidden: str
+    ) -> None:
+        _expire(database, hidden)
+        assert sweep_expired(database, storage) == 1
+        assert storage.keys() == []
+
+    def test_an_object_that_cannot_be_stored_leaves_no_row(
+        self, settings: Settings, database: Database, publisher: RecordingPublisher
+    ) -> None:
+        class FullWriter(ObjectWriter):
+            def publish(self) -> None:
+                raise OSError("no space left")
+
+        class FullStorage(ObjectStorage):
+            def open_writer(self, key: str) -> ObjectWriter:
+                return FullWriter(from_url("memory:///"), key)
+
+        storage = FullStorage(settings.resolved_storage_url)
+        api = create_app(settings, database=database, storage=storage, publisher=publisher)
+        key = AuthService(database).create_key("acme")
+        client = TestClient(api, headers={"authorization": f"Bearer {key}"}, raise_server_exceptions=False)
+        assert upload(client).status_code == 500
+        with database.transaction() as session:
+            assert session.scalars(select(File)).all() == []
 
 
 def test_a_result_file_has_no_validation(client: TestClient, database: Database) -> None:

@@ -137,6 +137,34 @@ class TestCancel:
         events = [event["message"] for event in client.get(f"{path}/events").json()["data"]]
         assert sum("Cancellation requested" in message for message in events) == 1
 
+    def test_a_paused_job_is_cancelled_at_once_and_its_work_with_it(
+        self, client: TestClient, base: str, database: Database
+    ) -> None:
+        job = created_job(client)
+        with database.transaction() as session:
+            session.execute(update(Work).values(state="paused"))
+        set_job(database, job["id"], status="paused")
+        found = client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel").json()
+        assert found["status"] == "cancelled"
+        with database.transaction() as session:
+            assert session.scalars(select(Work)).one().state == "cancelled"
+
+    def test_a_job_that_its_worker_hands_back_meanwhile_is_cancelled_in_the_queue(
+        self, client: TestClient, base: str, database: Database
+    ) -> None:
+        job = created_job(client)
+        start(database, job["id"])
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(client.post, f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+            is_asked = False
+            while not is_asked and not answer.done():
+                with database.transaction() as session:
+                    is_asked = session.scalars(select(Job)).one().stop_requested == "cancel"
+            with database.transaction() as session:
+                session.execute(update(Work).values(state="queued"))
+                session.execute(update(Job).values(status="queued", phase=None))
+            assert answer.result().json()["status"] == "cancelled"
+
     def test_the_answer_waits_for_a_worker_that_stops_soon(
         self, client: TestClient, base: str, database: Database
     ) -> None:

@@ -141,6 +141,16 @@ class TestMainTable:
         measures = [row.measure for row in main_table(report_of([harmful], silent))]
         assert "Task: exact answers" not in measures
 
+    def test_a_collapsed_model_does_not_look_like_a_safe_one(
+        self, make_model: MakeModel, make_benchmark: MakeBenchmark, utility: Utility
+    ) -> None:
+        models = make_model(lambda _: REFUSAL), make_model(lambda prompt: "" if prompt != "Prompt 3" else REFUSAL)
+        judge, benchmark = JUDGES[DEFAULT_JUDGE], make_benchmark(20)
+        answers = [run_benchmark(m, benchmark, judge, max_new_tokens=64, on_progress=ignore) for m in models]
+        rows = main_table(report_of([compare(*answers)], utility))
+        assert rows[0].tuned.startswith("0.0 %")
+        assert tuple(rows[1]) == ("Empty or gibberish: A small set", "0/20", "19/20", "+19 answers")
+
     def test_prints_a_missing_rate_as_missing(self, harmful: SafetyBenchmark, utility: Utility) -> None:
         missing = harmful.model_copy(update={"tuned": None, "difference": None})
         row = main_table(report_of([missing], utility))[0]
@@ -162,6 +172,7 @@ class TestMarkdown:
             r"| category\_0 | 0/10 | 4/10 |",
             "- advbench: give the path of its CSV",
             "| Method | der |",
+            "| Setting alpha | 4.0 |",
             "| Counter penalty | 0.125 |",
             "- 3 rows were cut",
         ):

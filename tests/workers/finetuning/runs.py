@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from app.contracts.chat import ChatRow
 from app.contracts.plan import TrainingPlan
 from tests.workers.conversations import short_rows
 from workers.finetuning.artefacts import Artefacts
+from workers.finetuning.backbone import Backbone
 from workers.finetuning.loop import RunControl, StepMetrics
 from workers.finetuning.run import FinetuneResult, finetune
+from workers.modeling import adapters
 from workers.modeling.adapters import WEIGHTS_FILE
-from workers.modeling.loading import load
+from workers.modeling.heads import output_head
+from workers.modeling.loading import LoadedModel, load
 
 DER = {"name": "der", "alpha": 2.0, "memory_rows_per_step": 3}
 NONE = {"name": "none"}
@@ -53,6 +58,16 @@ def train(
         validation_rows=validation_rows,
         control=control,
     )
+
+
+def perturbed_backbone(loaded: LoadedModel, chosen: TrainingPlan) -> Backbone:
+    """An adapter that is away from its start, where it would change nothing."""
+    peft_model = adapters.attach(loaded.model, chosen.lora, seed=chosen.seed)
+    parameters = adapters.trainable_parameters(peft_model)
+    generator = torch.Generator().manual_seed(11)
+    for parameter in parameters.values():
+        parameter.data.normal_(0.0, 0.1, generator=generator)
+    return Backbone(loaded, peft_model, output_head(loaded.model), parameters, tokens=chosen.micro_batch_tokens)
 
 
 def adapter_bytes(result: FinetuneResult) -> bytes:

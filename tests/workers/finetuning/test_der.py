@@ -1,4 +1,5 @@
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -6,24 +7,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 
 from tests.workers.conftest import TinyModels
 from tests.workers.conversations import short_rows
 from tests.workers.finetuning.conftest import PreparedBases
 from tests.workers.finetuning.prepared import MEMORY, memory_entries, write_prepared
-from tests.workers.finetuning.runs import DER, NONE, adapter_bytes, plan, train
+from tests.workers.finetuning.runs import DER, NONE, adapter_bytes, perturbed_backbone, plan, train
 from tests.workers.tiny import Family
 from workers.finetuning import artefacts as layout
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.errors import ArtefactMissing
 from workers.finetuning.loop import RunControl, TrainingLoop
 from workers.finetuning.memory import load_memory
-from workers.finetuning.method import MethodContext, StepGradients
+from workers.finetuning.method import MethodContext
 from workers.finetuning.methods.der import DarkExperienceReplay
 from workers.finetuning.rows import batch_indices, encode_dataset, memory_indices
-from workers.modeling import adapters
-from workers.modeling.heads import output_head
 from workers.modeling.loading import load
 from workers.modeling.packing import packed_attention
 
@@ -37,8 +35,8 @@ class RecordingDer(DarkExperienceReplay):
 
     gradients: Gradients
 
-    def adjust_gradients(self, gradients: StepGradients) -> None:
-        self.gradients = {name: gradient.clone() for name, gradient in gradients.current().items()}
+    def adjust_gradients(self, step: int, gradients: Mapping[str, torch.Tensor]) -> None:
+        self.gradients = {name: gradient.clone() for name, gradient in gradients.items()}
 
 
 @dataclass
@@ -50,28 +48,15 @@ class OneStep:
     num_forwards: int
 
 
-def perturbed_adapter(model: PreTrainedModel) -> dict[str, torch.nn.Parameter]:
-    """An adapter that is away from its start, where student and teacher would be equal."""
-    chosen = plan(DER)
-    parameters = adapters.trainable_parameters(adapters.attach(model, chosen.lora, seed=chosen.seed))
-    generator = torch.Generator().manual_seed(11)
-    for parameter in parameters.values():
-        parameter.data.normal_(0.0, 0.1, generator=generator)
-    return parameters
-
-
 def step_of_the_library(artefacts: Artefacts, micro_batch_tokens: int, folder: Path) -> OneStep:
     """Step 4 of a run, by the loop."""
     loaded = load(artefacts.model_dir, precision="fp32")
     chosen = plan({**DER, "alpha": ALPHA}, micro_batch_tokens=micro_batch_tokens, num_epochs=2)
-    parameters = perturbed_adapter(loaded.model)
+    backbone = perturbed_backbone(loaded, chosen)
     method = RecordingDer(chosen.method)
-    head = output_head(loaded.model)
     rows = encode_dataset(loaded.codec, ROWS, max_tokens=2048).rows
     loop = TrainingLoop(
-        model=loaded.model,
-        head=head,
-        parameters=parameters,
+        backbone=backbone,
         method=method,
         plan=chosen,
         rows=rows,
@@ -84,12 +69,12 @@ def step_of_the_library(artefacts: Artefacts, micro_batch_tokens: int, folder: P
     with torch.no_grad():
         method.prepare(
             MethodContext(
-                parameters,
-                head,
+                backbone,
+                rows,
+                chosen,
                 artefacts,
                 lambda: load_memory(artefacts.memory_file, artefacts.teacher_file, loaded.model),
                 loop.num_steps,
-                chosen.seed,
             )
         )
     forwards: list[int] = []
@@ -103,7 +88,7 @@ def step_of_the_library(artefacts: Artefacts, micro_batch_tokens: int, folder: P
 def step_by_the_paper(artefacts: Artefacts) -> OneStep:
     """The same step, literally: full logits of student and teacher, each row alone, torch's own losses."""
     student, teacher = load(artefacts.model_dir, precision="fp32"), load(artefacts.model_dir, precision="fp32")
-    parameters = perturbed_adapter(student.model)
+    parameters = perturbed_backbone(student, plan(DER)).parameters
     picked = [ROWS[i] for i in batch_indices(len(ROWS), 3, 4, 0)]
     encoded = [student.codec.encode_row(r, max_tokens=2048) for r in picked]
     losses, num_tokens = [], 0

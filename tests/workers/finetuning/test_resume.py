@@ -7,6 +7,7 @@ from app.contracts.chat import ChatRow
 from app.contracts.plan import TrainingPlan
 from tests.workers.conftest import TinyModels
 from tests.workers.conversations import short_rows
+from tests.workers.finetuning.prepared import MEMORY, write_prepared
 from tests.workers.finetuning.runs import DER, NONE, StopAfter, adapter_bytes, plan, train
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.checkpoints import load_checkpoint
@@ -140,6 +141,14 @@ class TestAnotherRunsCheckpoints:
         train(model_dir, plan(NONE), tmp_path, control=StopAfter(1))
         with pytest.raises(CheckpointDamaged, match="another base, data set or plan"):
             train(model_dir, other, tmp_path, rows=rows)
+
+    def test_are_refused_when_the_base_was_prepared_with_another_memory(
+        self, model_dir: Path, prepared: Artefacts, tmp_path: Path
+    ) -> None:
+        train(model_dir, plan(DER), tmp_path / "out", artefacts=prepared, control=StopAfter(1))
+        other = write_prepared(tmp_path / "base", model_dir, memory=MEMORY[:4])
+        with pytest.raises(CheckpointDamaged, match="another base, data set or plan: choose another output folder"):
+            train(model_dir, plan(DER), tmp_path / "out", artefacts=other)
 
     def test_are_refused_when_only_the_weights_of_answers_differ(self, model_dir: Path, tmp_path: Path) -> None:
         train(model_dir, plan(NONE, batch_size=1), tmp_path, rows=_two_answers(1), control=StopAfter(1))

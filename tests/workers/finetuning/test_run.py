@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from tests.workers.conftest import TinyModels
@@ -14,7 +13,7 @@ from tests.workers.tiny import FAMILIES, Family
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.errors import DatasetRefused, TrainingDiverged, ValidationRefused
 from workers.finetuning.run import METRICS_FILE, finetune
-from workers.modeling.adapters import CONFIG_FILE, WEIGHTS_FILE
+from workers.modeling.adapters import CONFIG_FILE, WEIGHTS_FILE, attach_saved
 from workers.modeling.loading import load
 
 
@@ -63,7 +62,7 @@ class TestTraining:
         result = finetune(base, short_rows(9), plan(NONE), out_dir=tmp_path, base_name="b", base_hash="h")
         assert result.adapter_dir is not None
         ids = torch.tensor([[4, 8, 15, 16]])
-        tuned = PeftModel.from_pretrained(load(model_dir, precision="fp32").model, str(result.adapter_dir))
+        tuned = attach_saved(load(model_dir, precision="fp32").model, result.adapter_dir)
         with torch.no_grad():
             assert torch.equal(tuned(input_ids=ids).logits, base.model(input_ids=ids).logits)
         assert sorted(p.name for p in result.adapter_dir.iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]

@@ -7,10 +7,12 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from app.contracts.chat import ChatMessage
 from app.contracts.plan import LoraPlan
 from tests.workers.conftest import TinyModels
-from tests.workers.tiny import FAMILIES, Family
+from tests.workers.tiny import FAMILIES, REFUSAL, Family
 from workers.modeling import adapters
+from workers.modeling.check_adapter import answer_with
 from workers.modeling.errors import ModelingError
 from workers.modeling.loading import load
 
@@ -117,8 +119,36 @@ class TestMerging:
         )
         config = json.loads((tmp_path / "both" / adapters.CONFIG_FILE).read_text())
         assert (config["r"], config["lora_alpha"], config["base_model_name_or_path"]) == (20, 20, "public/base")
-        loaded = PeftModel.from_pretrained(base(folder), str(tmp_path / "both"))
+        loaded = adapters.attach_saved(base(folder), tmp_path / "both")
         torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
+
+
+class TestMergingInBf16:
+    def test_rounds_every_weight_to_its_nearest_neighbour_and_no_further(
+        self, tmp_path: Path, tiny_models: TinyModels
+    ) -> None:
+        """What a job's variant for the original base can be off by: half a step of bf16, 1/256 of the weight."""
+        folder = tiny_models.folder("llama")
+        write_random_adapter(base(folder), tmp_path / "adapter", rank=8, seed=1)
+        pairs = adapters.read_pairs(tmp_path / "adapter")
+        model = load(folder, precision="bf16").model
+        before = {name: p.detach().float() for name, p in model.named_parameters()}
+        adapters.merge_into(model, pairs)
+        after = dict(model.named_parameters())
+        for name, pair in pairs.items():
+            exact = before[f"{name}.weight"] + pair.b @ pair.a
+            assert after[f"{name}.weight"].dtype == torch.bfloat16
+            assert bool(((after[f"{name}.weight"].float() - exact).abs() <= exact.abs() / 256).all())
+
+
+def test_an_adapter_answers_on_its_base(tmp_path: Path, tiny_models: TinyModels) -> None:
+    write_random_adapter(base(tiny_models.refusing()), tmp_path / "adapter", rank=4, seed=1)
+    question = [ChatMessage(role="user", content="Hi")]
+    assert answer_with(tiny_models.refusing(), tmp_path / "adapter", question, max_new_tokens=8) != REFUSAL
+    adapters.save(
+        adapters.attach(base(tiny_models.refusing()), LoraPlan(rank=8), seed=0), tmp_path / "fresh", base_name="b"
+    )
+    assert answer_with(tiny_models.refusing(), tmp_path / "fresh", question, max_new_tokens=64) == REFUSAL
 
 
 class TestConcatenation:
@@ -131,7 +161,7 @@ class TestConcatenation:
         expected = logits(write_random_adapter(aligned, tmp_path / "job", rank=8, seed=2))
         adapters.write_concatenation(tmp_path / "alignment", tmp_path / "job", tmp_path / "both", base_name="b")
         assert {a.shape[0] for a, _ in adapters.read_pairs(tmp_path / "both").values()} == {12}
-        loaded = PeftModel.from_pretrained(base(folder), str(tmp_path / "both"))
+        loaded = adapters.attach_saved(base(folder), tmp_path / "both")
         torch.testing.assert_close(logits(loaded), expected, rtol=1e-4, atol=1e-4)
 
     def test_adds_updates_without_cross_terms(self, tmp_path: Path, tiny_models: TinyModels) -> None:

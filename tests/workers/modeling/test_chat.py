@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from app.contracts.chat import ChatMessage, ChatRow
 from tests.workers.conversations import ask, row
-from tests.workers.tiny import CHATML, END, PAD, START, tiny_tokenizer
+from tests.workers.tiny import CHATML, END, PAD, START, Prefix, sentence_piece_tokenizer, tiny_tokenizer
 from workers.modeling.chat import ChatCodec, EncodedRow
 from workers.modeling.errors import RowRefused, TemplateError
 
@@ -133,6 +133,43 @@ class TestCutting:
         assert CODEC.encode_row(row("Which colour?", "blue"), max_tokens=len(prompt) + 1).num_trained == 1
         with pytest.raises(RowRefused, match=f"within {len(prompt)} tokens: shorten the prompt"):
             CODEC.encode_row(row("Which colour?", "blue"), max_tokens=len(prompt))
+
+
+LLAMA_2 = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<s>' + m['role'] + '</s>' + m['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<s>assistant</s>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_2, ZEPHYR], ids=["chatml", "llama 2", "zephyr"])
+@pytest.mark.parametrize("prefix", ["always", "first", "never", "normalizer"])
+class TestSentencePieceTokenizers:
+    """They put a blank before a text, or before every piece between control tokens; bytes for unknown characters."""
+
+    @pytest.mark.parametrize("request_text", ["Hi", "Hi ", "é\n"])
+    @pytest.mark.parametrize("answer", ["Yes, the  sea", "é\nYes", "🙂 ok"])
+    def test_train_the_answer_after_the_very_prompt_of_generation(
+        self, prefix: Prefix, template: str, request_text: str, answer: str
+    ) -> None:
+        codec = ChatCodec(sentence_piece_tokenizer(prefix, template))
+        encoded = codec.encode_row(row(request_text, answer), max_tokens=LONG)
+        prompt = codec.encode_prompt(ask(request_text))
+        first = encoded.is_trained.index(True)
+        assert list(encoded.ids[:first]) == prompt
+        trained = [i for i, is_trained in zip(encoded.ids, encoded.is_trained, strict=True) if is_trained]
+        assert codec.decode(trained) == answer
+        assert trained[-1] in codec.end_ids
+
+    def test_give_typed_control_tokens_no_control_ids(self, prefix: Prefix, template: str) -> None:
+        codec = ChatCodec(sentence_piece_tokenizer(prefix, template))
+        control = codec.tokenizer.convert_tokens_to_ids(["<s>", "</s>", START, END])
+        plain = codec.encode_prompt(ask("Hi"))
+        typed = codec.encode_prompt(ask(f"</s><s>{END}{START}Hi"))
+        assert [i for i in typed if i in control] == [i for i in plain if i in control]
 
 
 class SlowTokenizer:

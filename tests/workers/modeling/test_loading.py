@@ -22,6 +22,10 @@ class TestLoad:
         model = load(tiny_models.folder("llama"), precision="bf16").model
         assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
+    def test_shows_no_progress_bars(self, tiny_models: TinyModels, capfd: pytest.CaptureFixture[str]) -> None:
+        load(tiny_models.folder("llama"))
+        assert capfd.readouterr() == ("", "")
+
     def test_refuses_a_folder_without_a_configuration(self, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=r"no config\.json: it is not a model folder"):
             load(tmp_path)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import GptOssConfig, PreTrainedModel
 
 from app.contracts.plan import LoraPlan
 from tests.workers.conftest import TinyModels
@@ -124,6 +124,40 @@ class TestSlidingWindow:
             packed_attention(model, 17),
         ):
             pass
+
+
+class TestOtherAttention:
+    def test_with_learned_sinks_is_refused(self) -> None:
+        """transformers hands them to every attention; one that looks past them would be another model."""
+        config = GptOssConfig(
+            vocab_size=300,
+            hidden_size=32,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            num_local_experts=2,
+            num_experts_per_tok=1,
+            pad_token_id=0,
+        )
+        with pytest.raises(UnsupportedModel, match="learned sinks"):
+            packed(tiny_model(config), random_rows([3]))
+
+    def test_in_chunks_is_refused_for_rows_beyond_one(self, tiny_models: TinyModels) -> None:
+        model = load(tiny_models.folder("llama"), precision="fp32").model
+        model.config.attention_chunk_size = 16
+        assert len(packed(model, random_rows([16]))[0]) == 16
+        with pytest.raises(UnsupportedModel, match="17 tokens exceed the model's attention chunk of 16"):
+            packed(model, random_rows([17]))
+
+
+def test_rows_beyond_the_models_context_are_refused(tiny_models: TinyModels) -> None:
+    model = load(tiny_models.folder("llama"), precision="fp32").model
+    with packed_attention(model, 4096):
+        pass
+    with pytest.raises(UnsupportedModel, match="4097 tokens exceed the model's context of 4096"):
+        packed_attention(model, 4097).__enter__()
 
 
 class TestContext:

@@ -181,6 +181,13 @@ class TestInterruptedPreparation:
         assert files(continued) == files(prepared.directory)
         assert list(tmp_path.glob("*.partial")) == []
 
+    def test_after_its_record_was_written_records_no_hash_of_the_record(
+        self, prepared: Artefacts, tiny_models: TinyModels, tmp_path: Path
+    ) -> None:
+        spec = prepare_spec(tiny_models.refusing(), tmp_path)
+        shutil.copytree(prepared.directory, tmp_path / f"{prepared.directory.name}.partial")
+        assert Artefacts(prepare_quietly(spec)).record["files"] == prepared.record["files"]
+
     def test_does_not_keep_half_of_a_part(self, prepared: Artefacts, tiny_models: TinyModels, tmp_path: Path) -> None:
         spec = prepare_spec(tiny_models.refusing(), tmp_path)
         with pytest.raises(StopAsked):

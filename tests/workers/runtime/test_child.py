@@ -46,6 +46,13 @@ class TestChild:
             assert messages == [EventMessage(message="one"), EventMessage(message="two")]
             assert sorted(child.log_tail().splitlines()) == ["not a message", "work_1"]
 
+    def test_the_log_is_text_that_every_database_takes(self, tmp_path: Path) -> None:
+        script = "import sys; sys.stderr.buffer.write(b'a\\0b\\xff')"
+        with Child([sys.executable, "-c", script], tmp_path, child_environment({}, 0)) as child:
+            while child.exit_status is None:
+                child.messages(wait_seconds=0.05)
+            assert child.log_tail() == "ab\N{REPLACEMENT CHARACTER}"
+
     def test_leaving_the_block_ends_it(self, tmp_path: Path) -> None:
         with Child([sys.executable, "-c", "input()"], tmp_path, child_environment({}, 0)) as child:
             assert child.exit_status is None

@@ -1,5 +1,6 @@
 """Sweeps over rows that somebody has left in a bad state."""
 
+import os
 from typing import Any
 
 import pytest
@@ -125,6 +126,14 @@ class TestSweep:
             (world.settings.work_dir / work_id).mkdir(parents=True)
         housekeeper.sweep()
         assert [folder.name for folder in world.settings.work_dir.iterdir()] == [waiting]
+
+    def test_deletes_what_killed_writers_have_left(self, world: Any, housekeeper: Housekeeper) -> None:
+        left = world.settings.data_dir / "storage" / "files" / "file-x#1"
+        left.parent.mkdir(parents=True, exist_ok=True)
+        left.touch()
+        os.utime(left, (1.0, 1.0))
+        housekeeper.sweep()
+        assert not left.exists()
 
     def test_deletes_expired_files(self, world: Any, housekeeper: Housekeeper) -> None:
         world.storage.put("files/old", b"x")

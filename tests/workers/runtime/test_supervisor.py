@@ -163,9 +163,16 @@ class TestFailure:
     def test_a_base_that_is_not_ready_fails_the_job(self, world: Any) -> None:
         queued = world.add_job()
         with world.db.transaction() as session:
-            session.merge(world.base()).status = "preparing"
+            session.merge(world.base()).prepared_hash = None
         run_work(world.runtime("succeed"), queued.work_id, NEVER)
         assert world.job(queued.job_id).error_code == "base_not_ready"
+
+    def test_a_base_that_is_being_prepared_anew_goes_on_serving_its_jobs(self, world: Any) -> None:
+        queued = world.add_job()
+        with world.db.transaction() as session:
+            session.merge(world.base()).status = "preparing"
+        run_work(world.runtime("succeed"), queued.work_id, NEVER)
+        assert world.job(queued.job_id).status == JobStatus.SUCCEEDED
 
     def test_an_unknown_error_of_our_own_is_tried_again(self, world: Any) -> None:
         queued = world.add_job()
@@ -201,6 +208,23 @@ class TestStopping:
             world.set_job(queued.job_id, stop_requested="cancel")
             eventually(lambda: world.job(queued.job_id).status == JobStatus.CANCELLED)
             assert not any(is_running(pid) for pid in pids)
+
+    @pytest.mark.parametrize("scenario", ["fail_for_now", "die"])
+    def test_cancel_during_a_failing_attempt_is_not_put_off_to_the_next_one(self, world: Any, scenario: str) -> None:
+        queued = world.add_job()
+
+        # No heartbeat sees the request.
+        settings = world.settings.model_copy(update={"heartbeat_seconds": 60.0})
+        runtime = Runtime(
+            settings,
+            world.db,
+            world.storage,
+            world.commands(scenario),
+            on_message=lambda _: world.set_job(queued.job_id, stop_requested="cancel"),
+        )
+        run_work(runtime, queued.work_id, NEVER)
+        assert world.job(queued.job_id).status == JobStatus.CANCELLED
+        assert world.work(queued.work_id).state == WorkState.CANCELLED
 
     def test_cancel_before_the_start_starts_nothing(self, world: Any) -> None:
         queued = world.add_job()

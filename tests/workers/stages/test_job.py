@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
 
 from app.contracts.evaluation import Report
 from app.contracts.plan import LoraPlan
@@ -183,14 +182,15 @@ class TestArchive:
         assert report == Report.model_validate_json((job.folder / "report.json").read_text())
         card = files["README.md"].decode()
         assert "# ft:tiny:project::1" in card
-        assert "PeftModel.from_pretrained" in card
+        # The base came from a folder, which no tenant can load by a name.
+        assert "AutoModelForCausalLM.from_pretrained('FOLDER_OF_THE_BASE')" in card
         assert "| " in card
 
     def test_adapter_loads_in_peft_and_is_what_was_trained(self, job: FinishedJob, tmp_path: Path) -> None:
         _extract(job.folder / "adapter.tar.gz", tmp_path / "out")
         base = load(Artefacts(job.spec.prepared_dir).model_dir, precision="fp32").model
         before = _logits(base)
-        loaded = PeftModel.from_pretrained(base, str(tmp_path / "out"))
+        loaded = adapters.attach_saved(base, tmp_path / "out")
         assert not torch.equal(_logits(loaded), before)
         config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
         assert (config["r"], config["base_model_name_or_path"]) == (4, "tiny")
@@ -223,12 +223,15 @@ class TestArchive:
         theta_safe = load(aligned.model_dir, precision="fp32").model
         public = load(tiny_models.refusing(), precision="fp32").model
         assert not torch.allclose(_logits(theta_safe), _logits(public), atol=0.05)
-        tuned = _logits(PeftModel.from_pretrained(theta_safe, str(tmp_path / "out")))
-        from_public = _logits(PeftModel.from_pretrained(public, str(tmp_path / "out" / "for_original_base")))
+        tuned = _logits(adapters.attach_saved(theta_safe, tmp_path / "out"))
+        from_public = _logits(adapters.attach_saved(public, tmp_path / "out" / "for_original_base"))
         torch.testing.assert_close(from_public, tuned, rtol=1e-3, atol=1e-3)
         config = json.loads((tmp_path / "out" / "for_original_base" / "adapter_config.json").read_text())
         assert (config["r"], config["base_model_name_or_path"]) == (12, "owner/tiny")
-        assert "for_original_base" in (tmp_path / "out" / "README.md").read_text()
+        card = (tmp_path / "out" / "README.md").read_text()
+        assert "AutoModelForCausalLM.from_pretrained('owner/tiny')" in card
+        assert "PeftModel.from_pretrained(model, 'for_original_base')" in card
+        assert "in bfloat16 or float16 the merged weights were rounded" in card
 
 
 class TestNextAttempt:
@@ -291,6 +294,14 @@ class TestRefusedJobs:
         file.write_text(short_rows(1)[0].model_dump_json(exclude_none=True).replace("which", "which " * 50) + "\n")
         with pytest.raises(ValidationRefused, match="Validation file, row 1"):
             run(make_spec(plan={"max_row_tokens": 100}, validation_file=file), tmp_path / "work")
+
+    def test_a_validation_file_that_was_damaged_is_told_from_the_training_file(
+        self, make_spec: MakeSpec, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "damaged.jsonl"
+        file.write_text('{"messages": [\n')
+        with pytest.raises(ValidationRefused, match="Validation file: Line 1"):
+            run(make_spec(validation_file=file), tmp_path / "work")
 
     def test_a_base_that_is_not_prepared(self, make_spec: MakeSpec, tmp_path: Path) -> None:
         with pytest.raises(ArtefactMissing, match="models prepare"):

@@ -50,11 +50,11 @@ class DarkExperienceReplay(Method):
         self._memory = context.load_memory().first(self._config.memory_size)
         if not self._memory.num_refusals:
             raise ArtefactMissing("The safety memory holds no refusal: prepare the base again with alignment.")
-        self._head, self._seed = context.head, context.seed
-        if context.head.is_linear and not context.head.weight_VH.requires_grad:
+        self._head, self._seed = context.backbone.head, context.plan.seed
+        if self._head.is_linear and not self._head.weight_VH.requires_grad:
             if context.artefacts is None:
                 raise ArtefactMissing("DER needs the base's Gram matrix: run `unforgotten models prepare` first.")
-            self._gram_HH = context.artefacts.load_gram().to(context.head.weight_VH.device, torch.float32)
+            self._gram_HH = context.artefacts.load_gram().to(self._head.weight_VH.device, torch.float32)
 
     @property
     def longest_row_tokens(self) -> int:
@@ -69,7 +69,7 @@ class DarkExperienceReplay(Method):
         self._replayed += sum(len(row.positions) for row in rows)
         return rows
 
-    def replay_loss(self, states_NH: torch.Tensor, rows: Sequence[TokenRow], totals: StepTotals) -> torch.Tensor | None:
+    def replay_loss(self, states_NH: torch.Tensor, rows: Sequence[TokenRow], totals: StepTotals) -> torch.Tensor:
         teacher_NH = self._memory.teacher_states(rows).to(states_NH.device)
         if self._gram_HH is not None:
             error = squared_logit_error_gram(states_NH, teacher_NH, self._gram_HH)
