@@ -8,7 +8,6 @@ from sqlalchemy.orm import Session
 
 from app.contracts.states import FINAL_JOB_STATUSES, JobStatus, WorkKind, WorkState
 from app.db import db_now
-from app.ids import new_id
 from app.models import Checkpoint, Event, Job, Work
 from app.pagination import Page, fetch_page
 
@@ -42,21 +41,6 @@ def checkpoints_page(session: Session, job_id: str, *, after: str | None, limit:
     """The latest first."""
     query = select(Checkpoint).where(Checkpoint.job_id == job_id)
     return fetch_page(session, query, (Checkpoint.step_number,), identity=Checkpoint.id, after=after, limit=limit)
-
-
-def add_event(
-    session: Session,
-    job_id: str,
-    message: str,
-    *,
-    level: str = "info",
-    kind: str = "message",
-    data: dict[str, Any] | None = None,
-) -> None:
-    """Appends to the job's events."""
-    session.add(Event(id=new_id("ftevent-"), job_id=job_id, level=level, type=kind, message=message, data=data))
-    # One by one: the order within a flush is the order of events.
-    session.flush()
 
 
 def cancel_waiting_work(session: Session, job_id: str) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from app.contracts.states import JobStatus
+from app.contracts.states import JobPhase, JobStatus
 from app.models import Checkpoint, Event, Job
 
 T = TypeVar("T")
@@ -148,7 +148,7 @@ class JobObject(BaseModel):
     def from_row(cls, row: Job, organization: str) -> Self:
         settings = dict(row.plan["method"])
         is_final = JobStatus(row.status).is_final
-        phase = "cancelling" if row.stop_requested == "cancel" and not is_final else row.phase
+        phase = JobPhase.CANCELLING if row.stop_requested == "cancel" and not is_final else row.phase
         adapter = None
         if row.status == JobStatus.SUCCEEDED and row.adapter_key is not None:
             adapter = {"bytes": row.adapter_bytes, "sha256": row.adapter_sha256}

@@ -17,7 +17,7 @@ from app.ids import new_id
 from app.jobs import repository
 from app.jobs.planning import resolve_plan
 from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
-from app.models import BaseModelRow, Job
+from app.models import BaseModelRow, Job, add_event
 from app.queue import Publisher, enqueue
 
 
@@ -64,9 +64,9 @@ class JobService:
             )
             session.add(job)
             session.flush()
-            repository.add_event(session, job.id, f"Created fine-tuning job: {job.id}")
-            repository.add_event(session, job.id, f"Validating training file: {job.training_file}")
-            repository.add_event(session, job.id, "Files validated, moving job to queued state")
+            add_event(session, job.id, f"Created fine-tuning job: {job.id}")
+            add_event(session, job.id, f"Validating training file: {job.training_file}")
+            add_event(session, job.id, "Files validated, moving job to queued state")
             enqueue(session, self.publisher, WorkKind.FINE_TUNING_JOB, job.id, max_attempts=self.max_attempts)
             return JobObject.from_row(job, self.organization)
 
@@ -158,9 +158,9 @@ def _cancel_or_ask(session: Session, job: Job) -> Job:
         raise _finished(job)
     # Work before job, as workers do when they claim: the other order could deadlock with them.
     if repository.cancel_waiting_work(session, job.id) and repository.cancel_now(session, job.id):
-        repository.add_event(session, job.id, "Fine-tuning job cancelled")
+        add_event(session, job.id, "Fine-tuning job cancelled")
     elif repository.request_cancel(session, job.id):
-        repository.add_event(session, job.id, "Cancellation requested, stopping the worker")
+        add_event(session, job.id, "Cancellation requested, stopping the worker")
     session.refresh(job)
     return job
 

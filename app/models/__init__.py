@@ -3,7 +3,7 @@
 from app.models.api_key import ApiKey
 from app.models.base_model import BaseModelRow
 from app.models.checkpoint import Checkpoint
-from app.models.event import Event
+from app.models.event import Event, add_event
 from app.models.file import File
 from app.models.fine_tuned_model import FineTunedModel
 from app.models.job import Job
@@ -22,4 +22,5 @@ __all__ = [
     "Project",
     "Work",
     "WorkerBeat",
+    "add_event",
 ]

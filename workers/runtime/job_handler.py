@@ -12,7 +12,7 @@ from app.contracts.progress import FailureMessage, JobResultMessage, Message
 from app.contracts.specs import SPEC_FILE, JobSpec
 from app.contracts.states import FailureCode, JobStatus, WorkState
 from app.ids import new_id
-from app.models import BaseModelRow, File, FineTunedModel, Job
+from app.models import BaseModelRow, File, FineTunedModel, Job, add_event
 from app.storage import ObjectNotFoundError
 from workers.runtime import job_rows
 from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler
@@ -129,8 +129,8 @@ class JobHandler(WorkHandler):
             report_key=stored.report.key,
             stop_requested=None,
         )
-        job_rows.say(session, job.id, f"New fine-tuned model created: {self._model_name}")
-        job_rows.say(session, job.id, "The job has successfully completed")
+        add_event(session, job.id, f"New fine-tuned model created: {self._model_name}")
+        add_event(session, job.id, "The job has successfully completed")
 
     def fail(self, session: Session, failure: FailureMessage) -> None:
         job_rows.move(
@@ -142,19 +142,19 @@ class JobHandler(WorkHandler):
             error_param=failure.param,
             stop_requested=None,
         )
-        job_rows.say(session, self.lease.subject_id, failure.message, level="error", data={"code": failure.code.value})
+        add_event(session, self.lease.subject_id, failure.message, level="error", data={"code": failure.code.value})
 
     def requeue(self, session: Session, reason: str) -> None:
         # An attempt that failed before it began has left the job where it was.
         if session.scalar(select(Job.status).where(Job.id == self.lease.subject_id)) != JobStatus.QUEUED:
             job_rows.move(session, self.lease.subject_id, JobStatus.QUEUED)
-        job_rows.say(session, self.lease.subject_id, f"{reason} The job waits for its next attempt.", level="warn")
+        add_event(session, self.lease.subject_id, f"{reason} The job waits for its next attempt.", level="warn")
 
     def stop(self, session: Session, request: StopRequest) -> WorkState:
         is_pause = request == "pause"
         status = JobStatus.PAUSED if is_pause else JobStatus.CANCELLED
         job_rows.move(session, self.lease.subject_id, status, stop_requested=None)
-        job_rows.say(session, self.lease.subject_id, f"Fine-tuning job {status}")
+        add_event(session, self.lease.subject_id, f"Fine-tuning job {status}")
         return WorkState.PAUSED if is_pause else WorkState.CANCELLED
 
     def _find_base(self, session: Session) -> Path:

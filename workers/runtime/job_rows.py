@@ -17,7 +17,7 @@ from app.contracts.progress import (
 from app.contracts.states import JOB_MOVES, JobStatus
 from app.db import db_now
 from app.ids import new_id
-from app.models import Checkpoint, Event, Job
+from app.models import Checkpoint, Job, add_event
 
 
 class IllegalMoveError(RuntimeError):
@@ -44,25 +44,12 @@ def move(session: Session, job_id: str, to: JobStatus, **values: Any) -> None:
         raise IllegalMoveError(f"Job {job_id} cannot become {to}: it is in none of {', '.join(sources)}.")
 
 
-def say(
-    session: Session,
-    job_id: str,
-    message: str,
-    *,
-    level: str = "info",
-    kind: str = "message",
-    data: dict[str, Any] | None = None,
-) -> None:
-    """Adds a sentence to the job's events."""
-    session.add(Event(id=new_id("ftevent-"), job_id=job_id, level=level, type=kind, message=message, data=data))
-
-
 def apply(session: Session, job_id: str, model_name: str, messages: Sequence[Message]) -> None:
     """Turns what a child said into rows, in the order in which it was said."""
     for message in messages:
         match message:
             case EventMessage():
-                say(session, job_id, message.message, level=message.level, data=message.data)
+                add_event(session, job_id, message.message, level=message.level, data=message.data)
             case MetricsMessage():
                 _say_metrics(session, job_id, message)
             case CheckpointMessage():
@@ -80,7 +67,7 @@ def apply(session: Session, job_id: str, model_name: str, messages: Sequence[Mes
 
 def _say_metrics(session: Session, job_id: str, metrics: MetricsMessage) -> None:
     official = metrics.model_dump(exclude={"kind", "extra"})
-    say(
+    add_event(
         session,
         job_id,
         f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.train_loss:.3g}",
@@ -107,7 +94,7 @@ def _keep_checkpoint(session: Session, job_id: str, model_name: str, message: Ch
             metrics=message.metrics,
         )
     )
-    say(session, job_id, f"Checkpoint created at step {message.step}")
+    add_event(session, job_id, f"Checkpoint created at step {message.step}")
 
 
 def mark_started(session: Session, job_id: str, attempt: int, max_attempts: int) -> None:
@@ -115,6 +102,6 @@ def mark_started(session: Session, job_id: str, attempt: int, max_attempts: int)
     is_first = session.scalar(select(Job.started_at).where(Job.id == job_id)) is None
     move(session, job_id, JobStatus.RUNNING, started_at=func.coalesce(Job.started_at, db_now()))
     if is_first:
-        say(session, job_id, "Fine-tuning job started")
+        add_event(session, job_id, "Fine-tuning job started")
     else:
-        say(session, job_id, f"Fine-tuning job taken up again (attempt {attempt} of {max_attempts})")
+        add_event(session, job_id, f"Fine-tuning job taken up again (attempt {attempt} of {max_attempts})")

@@ -5,7 +5,7 @@ from sqlalchemy import select
 
 from app.catalog.entries import CATALOGUE, find_entry
 from app.catalog.service import CatalogService
-from app.contracts.methods import METHOD_CONFIGS
+from app.contracts.methods import METHOD_CONFIGS, Der
 from app.contracts.states import BaseStatus
 from app.db import Database
 from app.models import FineTunedModel, Job
@@ -69,7 +69,7 @@ def test_methods_are_published_with_the_schemas_of_the_contracts(client: TestCli
         assert method["settings"] == METHOD_CONFIGS[method["name"]].model_json_schema()
         assert method["description"]
     alpha = methods[0]["settings"]["properties"]["alpha"]
-    assert (alpha["default"], alpha["minimum"]) == (2.0, 0.0)
+    assert (alpha["default"], alpha["minimum"]) == (Der().alpha, 0.0)
     assert alpha["description"].startswith("Weight of the replay term.")
 
 

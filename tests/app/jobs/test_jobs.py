@@ -10,8 +10,7 @@ from sqlalchemy import select, update
 from app.contracts.states import JobStatus
 from app.db import Database
 from app.ids import new_id
-from app.jobs import repository
-from app.models import Checkpoint, Job, Work
+from app.models import Checkpoint, Job, Work, add_event
 from tests.app.helpers import created_job, uploaded
 
 
@@ -67,7 +66,7 @@ class TestEventsAndCheckpoints:
         job = created_job(client)
         with database.transaction() as session:
             for step in range(7):
-                repository.add_event(session, job["id"], f"Step {step}", kind="metrics", data={"step": step})
+                add_event(session, job["id"], f"Step {step}", kind="metrics", data={"step": step})
         seen: list[dict[str, Any]] = []
         has_more = True
         while has_more:

@@ -7,7 +7,6 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.contracts.states import WorkState
-from workers.runtime import job_rows
 from workers.runtime.lease import Lease, LeaseLostError, claim, finish, prove, release, seize
 
 
@@ -82,7 +81,7 @@ class TestProve:
             assert seize(session, queued.work_id, "reaper", lease_seconds=30.0) is not None
 
         def write_as_a_ghost(session: Session) -> None:
-            job_rows.say(session, queued.job_id, "written by a ghost")
+            add_event(session, queued.job_id, "written by a ghost")
             prove(session, stale, lease_seconds=30.0)
 
         def finish_as_a_ghost(session: Session) -> None:
