@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from app.contracts.states import WorkState
+from app.models import add_event
 from workers.runtime.lease import Lease, LeaseLostError, claim, finish, prove, release, seize
 
 
