@@ -56,7 +56,8 @@ def main() -> None:
             print(json.dumps(found[-1]), flush=True)
     _print_table(found)
     if args.out:
-        command = shlex.join(["python", "-m", "benchmarks.poison", *sys.argv[1:]])
+        # Names without folders: where somebody keeps their files is no part of a result.
+        command = shlex.join(["python", "-m", "benchmarks.poison", *(Path(a).name or a for a in sys.argv[1:])])
         facts = {"command": command, "base": artefacts.record["theta_safe_hash"], "runs": found}
         args.out.write_text(json.dumps(facts, indent=1) + "\n")
 
