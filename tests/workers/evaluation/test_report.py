@@ -172,7 +172,7 @@ class TestMarkdown:
             r"| category\_0 | 0/10 | 4/10 |",
             "- advbench: give the path of its CSV",
             "| Method | der |",
-            "| Setting alpha | 4.0 |",
+            f"| Setting alpha | {Der().alpha} |",
             "| Counter penalty | 0.125 |",
             "- 3 rows were cut",
         ):
