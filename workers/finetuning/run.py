@@ -23,6 +23,7 @@ from workers.modeling import adapters
 from workers.modeling.chat import ChatCodec
 from workers.modeling.heads import output_head
 from workers.modeling.loading import LoadedModel
+from workers.modeling.packing import row_limit
 
 ADAPTER_DIR = "adapter"
 CHECKPOINT_DIR = "checkpoints"
@@ -77,8 +78,9 @@ def finetune(
         TrainingDiverged: A loss or gradient is not a number.
         CheckpointDamaged: The checkpoints in `out_dir` cannot be continued from.
     """
-    dataset = encode_dataset(base.codec, rows, max_tokens=plan.max_row_tokens)
-    validation = _encode_validation(base.codec, validation_rows, plan) if validation_rows else None
+    max_tokens = row_limit(base.model, plan.max_row_tokens)
+    dataset = encode_dataset(base.codec, rows, max_tokens=max_tokens)
+    validation = _encode_validation(base.codec, validation_rows, max_tokens) if validation_rows else None
     backbone = _with_fresh_adapter(base, plan)
     method = build_method(plan.method)
     loop = TrainingLoop(
@@ -98,7 +100,7 @@ def finetune(
     if not result.is_complete:
         return FinetuneResult(None, result.history, None)
     adapters.save(backbone.peft_model, out_dir / ADAPTER_DIR, base_name=base_name)
-    return FinetuneResult(out_dir / ADAPTER_DIR, result.history, _summary(result, loop, dataset))
+    return FinetuneResult(out_dir / ADAPTER_DIR, result.history, _summary(result, loop, dataset, max_tokens))
 
 
 def write_metrics(path: Path, history: Sequence[StepMetrics]) -> None:
@@ -126,19 +128,19 @@ def _memory(artefacts: Artefacts | None, base: LoadedModel, plan: TrainingPlan) 
     return load_memory(artefacts.memory_file, artefacts.teacher_file, base.model)
 
 
-def _encode_validation(codec: ChatCodec, rows: Sequence[ChatRow], plan: TrainingPlan) -> Dataset:
+def _encode_validation(codec: ChatCodec, rows: Sequence[ChatRow], max_tokens: int) -> Dataset:
     try:
-        return encode_dataset(codec, rows, max_tokens=plan.max_row_tokens)
+        return encode_dataset(codec, rows, max_tokens=max_tokens)
     except DatasetRefused as error:
         raise ValidationRefused(f"Validation file, {str(error)[:1].lower()}{str(error)[1:]}") from error
 
 
-def _summary(result: LoopResult, loop: TrainingLoop, dataset: Dataset) -> TrainingSummary:
+def _summary(result: LoopResult, loop: TrainingLoop, dataset: Dataset, max_tokens: int) -> TrainingSummary:
     history, plan = result.history, loop.plan
     users_steps = [m for m in history if m.trained_tokens]
     notes = loop.method.notes()
     if dataset.num_cut:
-        notes.append(f"{dataset.num_cut} rows were cut at {plan.max_row_tokens} tokens.")
+        notes.append(f"{dataset.num_cut} rows were cut at {max_tokens} tokens.")
     return TrainingSummary(
         method=plan.method,
         num_rows=len(dataset.rows),

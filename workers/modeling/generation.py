@@ -11,7 +11,7 @@ from app.contracts.chat import ChatMessage, ChatRow
 from workers.modeling.chat import ChatCodec
 from workers.modeling.heads import cross_entropy, output_head
 from workers.modeling.loading import LoadedModel, autocast
-from workers.modeling.packing import hidden_states, pack, packed_attention
+from workers.modeling.packing import hidden_states, pack, packed_attention, row_limit
 from workers.modeling.text_model import OnProgress, RowScore
 
 BATCH_TOKENS = 8192
@@ -30,7 +30,7 @@ class LocalModel:
         self._codec: ChatCodec = loaded.codec
         self._peft_model = peft_model
         self._use_adapter = use_adapter
-        self._max_row_tokens = max_row_tokens
+        self._max_row_tokens = row_limit(loaded.model, max_row_tokens)
         self._device = loaded.model.get_input_embeddings().weight.device
 
     @property

@@ -94,6 +94,12 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
     return states.squeeze(0)
 
 
+def row_limit(model: PreTrainedModel, asked: int) -> int:
+    """Tokens that a row may have: as many as asked for, or as few as the model can attend to."""
+    limits: list[int | None] = [getattr(model.config, setting, None) for setting in _LIMITS]
+    return min([asked, *(limit for limit in limits if limit is not None)])
+
+
 @contextmanager
 def packed_attention(model: PreTrainedModel, longest_row: int) -> Iterator[None]:
     """Within this context the model's forward keeps packed rows apart.

@@ -1,4 +1,5 @@
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -150,6 +151,16 @@ class TestSummary:
         result = train(model_dir, plan(NONE, max_row_tokens=20), tmp_path, rows=rows)
         assert result.summary is not None
         assert result.summary.notes == ["1 rows were cut at 20 tokens."]
+
+    def test_rows_are_cut_at_the_models_sliding_window(self, tiny_models: TinyModels, tmp_path: Path) -> None:
+        folder = tmp_path / "windowed"
+        shutil.copytree(tiny_models.folder("mistral"), folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 64}))
+        rows = [*short_rows(3), row("Why?", "because " * 40)]
+        result = train(folder, plan(NONE), tmp_path / "run", rows=rows)
+        assert result.summary is not None
+        assert result.summary.notes == ["1 rows were cut at 64 tokens."]
 
     def test_accuracy_and_loss_are_those_of_the_model_before_the_step(
         self, tiny_models: TinyModels, tmp_path: Path
