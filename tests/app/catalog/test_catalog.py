@@ -74,14 +74,15 @@ def test_methods_are_published_with_the_schemas_of_the_contracts(client: TestCli
 
 
 class TestCatalogue:
-    def test_names_are_unique_and_the_small_models_need_no_hub(self) -> None:
+    def test_names_are_unique(self) -> None:
         names = [entry.id for entry in CATALOGUE]
-        assert len(names) == len(set(names)) >= 7
-        for name in ("smollm2-135m-instruct", "gemma-3-270m-it"):
-            entry = find_entry(name)
-            assert entry is not None
-            assert entry.source.startswith("wheel:")
-            assert entry.recipe.align
+        assert len(names) == len(set(names))
+
+    def test_smollm2_needs_no_hub_and_is_aligned(self) -> None:
+        entry = find_entry("smollm2-135m-instruct")
+        assert entry is not None
+        assert entry.source.startswith("wheel:")
+        assert entry.recipe.align
 
     def test_adding_twice_keeps_the_first(self, database: Database) -> None:
         service = CatalogService(database, "us")
