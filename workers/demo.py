@@ -34,6 +34,7 @@ BASE = "smollm2-135m-instruct"
 EVAL_HARMFUL, EVAL_LOOKALIKES = 72, 50
 """A part of the evaluation sets, four and five prompts of each category, so that the demo ends within minutes."""
 START_SECONDS = 60.0
+NUM_QUESTIONS = 4
 POLL_SECONDS = 1.0
 console = Console()
 
@@ -225,25 +226,24 @@ def check_adapter(folder: Path, settings: Settings) -> None:
     """
     from app.contracts.chat import ChatRow
     from workers.finetuning.artefacts import MODEL_DIR, RECORD_FILE
-    from workers.modeling.check_adapter import answer_with
+    from workers.modeling.check_adapter import answers_with
     from workers.preparation.run import FETCHED_DIR
     from workers.stages.package import ORIGINAL_DIR
 
-    row = ChatRow.model_validate_json(DEMO_VALIDATION_FILE.read_text().splitlines()[0])
+    lines = DEMO_VALIDATION_FILE.read_text().splitlines()[:NUM_QUESTIONS]
+    rows = [ChatRow.model_validate_json(line).messages for line in lines]
     report = Report.model_validate_json((folder / "report.json").read_text())
     prepared = settings.bases_dir / report.provenance.prepared_hash
     record = json.loads((prepared / RECORD_FILE).read_text())
-    question, due = row.messages[:-1], row.messages[-1].content
-    console.print(f"   Asking: {escape(question[-1].content.splitlines()[-1])} (right answer: {due})", highlight=False)
-    pairs = (
-        ("on theta_safe", prepared / MODEL_DIR, folder),
-        ("on the public base", settings.bases_dir / FETCHED_DIR / record["base_hash"], folder / ORIGINAL_DIR),
-    )
-    for label, base, adapter in pairs:
-        answer = answer_with(base, adapter, question)
-        if not answer.strip():
-            raise DemoFailed(f"the adapter {label} loads but answers nothing")
-        console.print(f"   PEFT {label}: [bold]{escape(answer)}[/bold]")
+    questions = [messages[:-1] for messages in rows]
+    aligned = answers_with(prepared / MODEL_DIR, folder, questions)
+    public = answers_with(settings.bases_dir / FETCHED_DIR / record["base_hash"], folder / ORIGINAL_DIR, questions)
+    table = Table("a ticket it has not seen", "right", "PEFT on theta_safe", "PEFT on the public base")
+    for messages, *answers in zip(rows, aligned, public, strict=True):
+        table.add_row(*(escape(t) for t in (messages[-2].content.splitlines()[-1], messages[-1].content, *answers)))
+    console.print(table)
+    if not all(answer.strip() for answer in (*aligned, *public)):
+        raise DemoFailed("the adapter loads but answers nothing")
 
 
 def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -1,7 +1,6 @@
 """The main job on a real model, as `make demo` runs it. Minutes: `make test-slow`."""
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +29,8 @@ def test_demo_ends_with_an_adapter_that_answers_and_a_second_run_reuses_the_base
 
     first = demo()
     assert "Harmful requests answered" in first
-    assert re.search(r"PEFT on theta_safe: \w+", first)
-    assert re.search(r"PEFT on the public base: \w+", first)
+    assert "PEFT on the public base" in first
+    assert "Done in" in first
     assert "is prepared already" in demo()
 
 

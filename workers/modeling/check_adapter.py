@@ -9,9 +9,10 @@ from workers.modeling.generation import LocalModel
 from workers.modeling.loading import load
 
 
-def answer_with(base: Path, adapter: Path, question: Sequence[ChatMessage], *, max_new_tokens: int = 32) -> str:
-    """Loads `adapter` onto `base` with PEFT, in float32, and answers one conversation greedily."""
+def answers_with(
+    base: Path, adapter: Path, questions: Sequence[Sequence[ChatMessage]], *, max_new_tokens: int = 32
+) -> list[str]:
+    """Loads `adapter` onto `base` with PEFT, in float32, and answers conversations greedily."""
     loaded = load(base, precision="fp32")
     attach_saved(loaded.model, adapter)
-    answers = LocalModel(loaded).generate([question], max_new_tokens=max_new_tokens, on_progress=lambda *_: None)
-    return answers[0]
+    return LocalModel(loaded).generate(questions, max_new_tokens=max_new_tokens, on_progress=lambda *_: None)

@@ -12,7 +12,7 @@ from app.contracts.plan import LoraPlan
 from tests.workers.conftest import TinyModels
 from tests.workers.tiny import FAMILIES, REFUSAL, Family
 from workers.modeling import adapters
-from workers.modeling.check_adapter import answer_with
+from workers.modeling.check_adapter import answers_with
 from workers.modeling.errors import ModelingError
 from workers.modeling.loading import load
 
@@ -144,11 +144,11 @@ class TestMergingInBf16:
 def test_an_adapter_answers_on_its_base(tmp_path: Path, tiny_models: TinyModels) -> None:
     write_random_adapter(base(tiny_models.refusing()), tmp_path / "adapter", rank=4, seed=1)
     question = [ChatMessage(role="user", content="Hi")]
-    assert answer_with(tiny_models.refusing(), tmp_path / "adapter", question, max_new_tokens=8) != REFUSAL
+    assert answers_with(tiny_models.refusing(), tmp_path / "adapter", [question], max_new_tokens=8) != [REFUSAL]
     adapters.save(
         adapters.attach(base(tiny_models.refusing()), LoraPlan(rank=8), seed=0), tmp_path / "fresh", base_name="b"
     )
-    assert answer_with(tiny_models.refusing(), tmp_path / "fresh", question, max_new_tokens=64) == REFUSAL
+    assert answers_with(tiny_models.refusing(), tmp_path / "fresh", [question], max_new_tokens=64) == [REFUSAL]
 
 
 class TestConcatenation:
