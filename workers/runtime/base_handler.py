@@ -19,6 +19,7 @@ class BaseHandler(WorkHandler):
     """Makes a registered base ready for jobs."""
 
     module = "workers.preparation"
+    fetches_models = True
     _spec: PrepareSpec
 
     def is_over(self, session: Session) -> bool:

@@ -28,20 +28,26 @@ _log = structlog.get_logger(__name__)
 # none of its business, least of all where a model's files come from outside.
 _PASSED_NAMES = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "VIRTUAL_ENV", "LD_LIBRARY_PATH"})
 _PASSED_PREFIXES = (
-    *("LC_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "PYTORCH_", "TORCH", "TRITON_", "OMP_", "MKL_"),
-    # Bases are fetched with pip and from the model hub.
-    *("HF_", "PIP_", "XDG_", "SSL_", "REQUESTS_", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy"),
+    *("LC_", "CUDA_", "NVIDIA_", "NCCL_", "HIP_", "ROCR_", "PYTORCH_", "TORCH", "TRITON_", "OMP_", "MKL_", "XDG_"),
+)
+_FETCHING_PREFIXES = (
+    # pip and the model hub, with their tokens and the way there: for children that fetch a base, and no others.
+    *("HF_", "PIP_", "SSL_", "REQUESTS_", "HTTP_", "HTTPS_", "NO_PROXY", "http_", "https_", "no_proxy"),
 )
 
 
-def child_environment(environment: Mapping[str, str], num_threads: int) -> dict[str, str]:
+def child_environment(
+    environment: Mapping[str, str], num_threads: int, *, fetches_models: bool = False
+) -> dict[str, str]:
     """The environment of a child: what it needs of ours, this code on its path, and its number of CPU threads.
 
-    `num_threads` 0 means all cores.
+    Args:
+        environment: Ours.
+        num_threads: CPU threads of the child; 0 means all cores.
+        fetches_models: Whether the child gets what pip and the model hub need, tokens included.
     """
-    passed = {
-        name: value for name, value in environment.items() if name in _PASSED_NAMES or name.startswith(_PASSED_PREFIXES)
-    }
+    prefixes = _PASSED_PREFIXES + (_FETCHING_PREFIXES if fetches_models else ())
+    passed = {name: value for name, value in environment.items() if name in _PASSED_NAMES or name.startswith(prefixes)}
     source_root = str(Path(__file__).parents[2])
     passed["PYTHONPATH"] = os.pathsep.join(filter(None, (source_root, environment.get("PYTHONPATH"))))
     passed["PYTHONUNBUFFERED"] = "1"

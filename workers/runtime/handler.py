@@ -36,6 +36,8 @@ class WorkHandler(ABC):
 
     module: ClassVar[str]
     """Run as `python -m MODULE WORK_FOLDER` in the child."""
+    fetches_models: ClassVar[bool] = False
+    """Whether the child may use the provider's access to pip and the model hub."""
 
     def __init__(self, settings: Settings, storage: ObjectStorage, lease: Lease) -> None:
         self._settings = settings

@@ -171,7 +171,7 @@ class _Attempt:
         with Child(
             self._runtime.commands[self._lease.kind],
             self._folder,
-            child_environment(os.environ, self._settings.worker_threads),
+            child_environment(os.environ, self._settings.worker_threads, fetches_models=self._handler.fetches_models),
         ) as child:
             status = self._watch(child)
             self._note(child.end())

@@ -21,13 +21,23 @@ print('{"kind": "event", "message": "two"}')
 
 class TestEnvironment:
     def test_holds_no_secrets_of_the_service(self) -> None:
-        ours = {"PATH": "/bin", "HF_HOME": "/hub", "UNFORGOTTEN_DATABASE_URL": "secret", "AWS_SECRET_ACCESS_KEY": "x"}
+        ours = {
+            "PATH": "/bin",
+            "XDG_CACHE_HOME": "/cache",
+            "UNFORGOTTEN_DATABASE_URL": "secret",
+            "AWS_SECRET_ACCESS_KEY": "x",
+        }
         environment = child_environment(ours, 0)
         assert environment["PATH"] == "/bin"
-        assert environment["HF_HOME"] == "/hub"
+        assert environment["XDG_CACHE_HOME"] == "/cache"
         assert "UNFORGOTTEN_DATABASE_URL" not in environment
         assert environment["UNFORGOTTEN_WORKER_THREADS"] == "0"
         assert "AWS_SECRET_ACCESS_KEY" not in environment
+
+    def test_only_a_child_that_fetches_models_gets_the_providers_tokens(self) -> None:
+        ours = {"HF_TOKEN": "secret", "PIP_INDEX_URL": "https://user:secret@example.test"}
+        assert not ours.keys() & child_environment(ours, 0).keys()
+        assert ours.items() <= child_environment(ours, 0, fetches_models=True).items()
 
     def test_limits_threads_only_when_told_to(self) -> None:
         assert "OMP_NUM_THREADS" not in child_environment({}, 0)
