@@ -29,6 +29,7 @@ from app.contracts.evaluation import Report
 from app.contracts.report_table import main_table
 from app.settings import Settings
 from workers.data import DEMO_TRAINING_FILE, DEMO_VALIDATION_FILE
+from workers.hashing import file_sha256
 
 BASE = "smollm2-135m-instruct"
 EVAL_HARMFUL, EVAL_LOOKALIKES = 72, 50
@@ -213,7 +214,7 @@ def download(client: httpx.Client, job: dict[str, Any], folder: Path) -> Path:
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     for name, facts in json.loads((folder / "manifest.json").read_text())["files"].items():
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != facts["sha256"]:
+        if file_sha256(folder / name) != facts["sha256"]:
             raise DemoFailed(f"{name} in the archive does not match its manifest")
     console.print(f"   {len(response.content) / 1e6:.1f} MB, sha256 {digest}: archive and manifest verified")
     return folder

@@ -1,6 +1,5 @@
 """The texts this project ships: alignment set, evaluation prompts, demo upload (see README.md in this folder)."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,9 +27,3 @@ def alignment_rows() -> list[AlignmentRow]:
     """The alignment set, in file order."""
     with ALIGNMENT_FILE.open(encoding="utf-8") as file:
         return [AlignmentRow(**json.loads(line)) for line in file]
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a shipped file (hex)."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

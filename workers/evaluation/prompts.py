@@ -1,6 +1,5 @@
 """A benchmark: a fixed list of prompts with a name and a version."""
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pydantic import ValidationError
 
 from app.contracts.value import Value
 from workers.evaluation.errors import BadBenchmarkFile
+from workers.hashing import file_sha256
 
 Kind = Literal["harmful", "over_refusal"]
 
@@ -86,7 +86,7 @@ def read_jsonl(path: Path) -> tuple[Prompt, ...]:
 
 def content_version(number: int, path: Path) -> str:
     """Version of a benchmark that reads `path`; `number` counts changes of the reading itself."""
-    return f"{number}-{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}"
+    return f"{number}-{file_sha256(path)[:12]}"
 
 
 def round_robin(prompts: Iterable[Prompt]) -> tuple[Prompt, ...]:

@@ -5,7 +5,6 @@ state are the step number, because batches and dropout are functions of it. Only
 can run code.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from workers.finetuning.errors import CheckpointDamaged
+from workers.hashing import file_sha256
 
 KEEP = 2
 """Checkpoints kept: the newest, and the one before it."""
@@ -52,7 +52,7 @@ def save_checkpoint(directory: Path, state: TrainingState) -> Path:
     tensors |= {f"method/{k}": v for k, v in state.method.items()}
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, staging / _TENSORS)
     (staging / _STATE).write_text(json.dumps({"next_step": state.next_step, "facts": state.facts}))
-    hashes = {name: _sha256(staging / name) for name in (_TENSORS, _STATE)}
+    hashes = {name: file_sha256(staging / name) for name in (_TENSORS, _STATE)}
     (staging / _MANIFEST).write_text(json.dumps(hashes))
     for name in (_TENSORS, _STATE, _MANIFEST, "."):
         _sync(staging / name)
@@ -87,7 +87,7 @@ def load_checkpoint(path: Path) -> TrainingState:
     """Reads and verifies one checkpoint."""
     try:
         hashes = json.loads((path / _MANIFEST).read_text())
-        intact = all(_sha256(path / name) == hashes[name] for name in (_TENSORS, _STATE))
+        intact = all(file_sha256(path / name) == hashes[name] for name in (_TENSORS, _STATE))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointDamaged(f"{path.name}: {error}") from error
     if not intact:
@@ -131,11 +131,6 @@ def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.T
 
 def _complete(directory: Path) -> list[Path]:
     return sorted(p for p in directory.iterdir() if _NAME.match(p.name))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

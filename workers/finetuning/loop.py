@@ -107,10 +107,11 @@ class TrainingLoop:
         )
         self._history: list[StepMetrics] = []
         self._seconds_before = 0.0
+        self._started = time.monotonic()
 
     def run(self) -> LoopResult:
         """Trains from the newest checkpoint (or the start) to the end, or until asked to stop."""
-        started = time.monotonic()
+        self._started = time.monotonic()
         first = self._restore()
         longest = max(len(row.ids) for row in (*self.rows, *self.validation_rows))
         with packed_attention(self.backbone.model, max(longest, self.method.longest_row_tokens)), self._train_mode():
@@ -125,15 +126,13 @@ class TrainingLoop:
                 is_last = step + 1 == self.num_steps
                 is_stopping = not is_last and self.control.should_stop()
                 if is_stopping or is_last or (step + 1) % self.plan.checkpoint_every_steps == 0:
-                    self._save(step + 1, self._seconds_before + time.monotonic() - started)
+                    self._save(step + 1)
                 if is_epoch_end:
                     self.control.on_epoch(metrics)
                 if is_stopping:
-                    return LoopResult(
-                        self._history, self._seconds_before + time.monotonic() - started, is_complete=False
-                    )
+                    return LoopResult(self._history, self._seconds(), is_complete=False)
         self.method.finish()
-        return LoopResult(self._history, self._seconds_before + time.monotonic() - started, is_complete=True)
+        return LoopResult(self._history, self._seconds(), is_complete=True)
 
     def step(self, step: int, rows: Sequence[TokenRow]) -> StepMetrics:
         """One optimizer step (counted from 0) on the given rows; the model must be in `packed_attention`.
@@ -235,6 +234,10 @@ class TrainingLoop:
         finally:
             self.backbone.model.eval()
 
+    def _seconds(self) -> float:
+        """Spent on this run so far, in earlier attempts too."""
+        return self._seconds_before + time.monotonic() - self._started
+
     def _restore(self) -> int:
         state = load_latest(self.checkpoint_dir)
         if state is None:
@@ -252,8 +255,8 @@ class TrainingLoop:
         self._seconds_before = state.facts["seconds"]
         return state.next_step
 
-    def _save(self, next_step: int, seconds: float) -> None:
-        facts = {"run_key": self.run_key, "history": [asdict(m) for m in self._history], "seconds": seconds}
+    def _save(self, next_step: int) -> None:
+        facts = {"run_key": self.run_key, "history": [asdict(m) for m in self._history], "seconds": self._seconds()}
         save_checkpoint(
             self.checkpoint_dir,
             TrainingState(

@@ -45,10 +45,9 @@ class StepTotals(NamedTuple):
     replay_tokens: int
 
 
-def token_row(encoded: EncodedRow, memory_index: int | None = None) -> TokenRow:
-    """Positions and targets of an encoded row."""
-    positions = tuple(p for p in range(len(encoded.ids) - 1) if encoded.is_trained[p + 1])
-    return TokenRow(encoded.ids, positions, tuple(encoded.ids[p + 1] for p in positions), memory_index)
+def token_row(encoded: EncodedRow) -> TokenRow:
+    """An encoded row as one of the user's."""
+    return TokenRow(encoded.ids, encoded.positions, encoded.targets)
 
 
 def encode_dataset(codec: ChatCodec, rows: Sequence[ChatRow], *, max_tokens: int) -> Dataset:

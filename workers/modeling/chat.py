@@ -30,6 +30,16 @@ class EncodedRow(NamedTuple):
     def num_trained(self) -> int:
         return sum(self.is_trained)
 
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """Positions whose hidden state predicts a trained token, the one after."""
+        return tuple(p for p in range(len(self.ids) - 1) if self.is_trained[p + 1])
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The trained tokens that are predicted; as long as `positions`."""
+        return tuple(self.ids[p + 1] for p in self.positions)
+
 
 class ChatCodec:
     """A tokenizer together with its chat template."""

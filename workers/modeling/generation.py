@@ -95,11 +95,10 @@ class LocalModel:
                 hidden = hidden_states(self._model, batch)
                 for place, index in enumerate(members):
                     row = encoded[index]
-                    trained = [t for t in range(1, len(row.ids)) if row.is_trained[t]]
-                    positions = torch.tensor(trained, device=self._device) - 1 + batch.row_starts[place]
-                    targets = torch.tensor([row.ids[t] for t in trained], device=self._device)
+                    positions = torch.tensor(row.positions, device=self._device) + batch.row_starts[place]
+                    targets = torch.tensor(row.targets, device=self._device)
                     result = cross_entropy(head, hidden.index_select(0, positions), targets)
-                    scores[index] = RowScore(float(result.loss_sum), len(trained), result.num_correct)
+                    scores[index] = RowScore(float(result.loss_sum), len(row.targets), result.num_correct)
                 done += len(members)
                 on_progress(done, len(rows))
         return scores

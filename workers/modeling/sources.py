@@ -5,7 +5,6 @@ together, named by the hash of its content. Weights from pickle files and remote
 dequantised once here, because transformers otherwise keeps it packed, which is slower and cannot be trained well.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from workers.hashing import folder_sha256
 from workers.modeling.errors import SourceError
 
 OnStatus = Callable[[str], None]
@@ -67,11 +67,7 @@ def fetch(source: str, cache_dir: Path, *, on_status: OnStatus) -> FetchedModel:
 
 def content_hash(directory: Path) -> str:
     """sha256 (hex) over the sorted (name, sha256 of content) of a model folder's own files."""
-    total = hashlib.sha256()
-    for path in sorted(p for p in directory.iterdir() if p.is_file() and p.name != _SOURCE_RECORD):
-        with path.open("rb") as file:
-            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
+    return folder_sha256(directory, leave_out=(_SOURCE_RECORD,))
 
 
 def _find_cached(source: str, cache_dir: Path) -> FetchedModel | None:

@@ -18,7 +18,7 @@ from app.contracts.bases import PrepareRecipe
 from app.contracts.progress import BaseStatusMessage
 from app.contracts.specs import PrepareSpec
 from workers.channel import Channel
-from workers.data import ALIGNMENT_FILE, file_sha256
+from workers.data import ALIGNMENT_FILE
 from workers.evaluation.baseline import run_baseline
 from workers.finetuning import artefacts
 from workers.finetuning.errors import ArtefactMissing
@@ -29,12 +29,13 @@ from workers.finetuning.memory import (
     save_teacher,
     write_entries,
 )
+from workers.hashing import file_sha256
 from workers.modeling import adapters
 from workers.modeling.errors import UnsupportedModel
 from workers.modeling.generation import LocalModel
 from workers.modeling.heads import OutputHead, gram_matrix, output_head
 from workers.modeling.loading import LoadedModel, load
-from workers.modeling.sources import FetchedModel, fetch
+from workers.modeling.sources import FetchedModel, content_hash, fetch
 from workers.preparation.alignment import copy_companions, copy_shipped, train_alignment, write_merged
 from workers.preparation.memory import build_memory
 
@@ -103,14 +104,15 @@ class _Preparation:
         self._part(artefacts.MEMORY_FILE, lambda path: self._memory(path, loaded))
         self._part(artefacts.TEACHER_FILE, lambda path: self._teacher(path, loaded))
         self._part(artefacts.GRAM_FILE, lambda path: self._gram(path, head))
+        theta_safe_hash = content_hash(self.folder / artefacts.MODEL_DIR)
         baseline = run_baseline(
             LocalModel(loaded),
             self.folder / artefacts.BASELINE_DIR,
-            base_hash=theta_safe_hash(self.folder),
+            base_hash=theta_safe_hash,
             recipe=self.recipe,
             on_progress=self.channel.progress("baseline answers"),
         )
-        self._record(loaded, baseline)
+        self._record(loaded, theta_safe_hash, baseline)
         shutil.rmtree(self.folder / _ALIGNMENT_RUN, ignore_errors=True)
 
     def _part(self, name: str, make: Callable[[Path], None]) -> None:
@@ -190,7 +192,7 @@ class _Preparation:
             return
         save_file({"gram": gram}, path)
 
-    def _record(self, loaded: LoadedModel, baseline: dict[str, Any]) -> None:
+    def _record(self, loaded: LoadedModel, theta_safe_hash: str, baseline: dict[str, Any]) -> None:
         hashes = {
             str(file.relative_to(self.folder)): file_sha256(file)
             for file in sorted(self.folder.rglob("*"))
@@ -203,7 +205,7 @@ class _Preparation:
             "base_id": self.spec.base_id,
             "source": self.fetched.source,
             "base_hash": self.fetched.content_hash,
-            "theta_safe_hash": theta_safe_hash(self.folder),
+            "theta_safe_hash": theta_safe_hash,
             "recipe": self.recipe.model_dump(mode="json"),
             "chat_template_sha256": loaded.codec.template_sha256,
             "memory": json.loads((self.folder / _MEMORY_COUNTS).read_text()),
@@ -211,11 +213,3 @@ class _Preparation:
             "files": hashes,
         }
         (self.folder / artefacts.RECORD_FILE).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-
-
-def theta_safe_hash(folder: Path) -> str:
-    """Hash (hex) of theta_safe: its weights, tokenizer and template."""
-    digest = hashlib.sha256()
-    for file in sorted(p for p in (folder / artefacts.MODEL_DIR).iterdir() if p.is_file()):
-        digest.update(f"{file.name}:{file_sha256(file)}\n".encode())
-    return digest.hexdigest()

@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from workers.data import ADAPTERS_DIR, ALIGNMENT_FILE, file_sha256
+from workers.data import ADAPTERS_DIR, ALIGNMENT_FILE
 from workers.finetuning.artefacts import Artefacts
+from workers.hashing import file_sha256
 from workers.modeling.adapters import CONFIG_FILE, WEIGHTS_FILE
 from workers.preparation.alignment import RECORD
 

@@ -14,9 +14,10 @@ from app.contracts.states import FailureCode, JobStatus, WorkState
 from app.ids import new_id
 from app.models import BaseModelRow, File, FineTunedModel, Job, add_event
 from app.storage import ObjectNotFoundError
+from workers.hashing import file_sha256
 from workers.runtime import job_rows
 from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler
-from workers.runtime.job_results import STEP_METRICS_NAME, StoredJob, sha256_of, store_job
+from workers.runtime.job_results import STEP_METRICS_NAME, StoredJob, store_job
 
 MODEL_ID_LENGTH = 8
 
@@ -180,13 +181,13 @@ class JobHandler(WorkHandler):
     def _fetch(self, upload: _Upload, folder: Path) -> Path:
         """The upload as a file in the work folder, the bytes that the tenant had sent."""
         path = folder / f"{upload.param}.jsonl"
-        if path.is_file() and sha256_of(path) == upload.sha256:
+        if path.is_file() and file_sha256(path) == upload.sha256:
             return path
         try:
             self._storage.get_file(upload.storage_key, path)
         except ObjectNotFoundError:
             raise _gone(upload.param) from None
-        if sha256_of(path) != upload.sha256:
+        if file_sha256(path) != upload.sha256:
             raise WorkFailedError(
                 _INVALID_CODES[upload.param],
                 f"The stored {upload.param.replace('_', ' ')} is damaged: its checksum is not that of the upload. "

@@ -1,12 +1,12 @@
 """A job's files on their way into the object store, under keys that only one attempt can know."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.contracts.progress import JobResultMessage
 from app.contracts.states import FailureCode
 from app.storage import ObjectStorage, job_key
+from workers.hashing import file_sha256
 from workers.runtime.handler import WorkFailedError
 from workers.runtime.lease import Lease
 
@@ -63,12 +63,6 @@ def store_job(storage: ObjectStorage, lease: Lease, folder: Path, result: JobRes
     )
 
 
-def sha256_of(path: Path) -> str:
-    """A file's checksum in hexadecimal, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _store(storage: ObjectStorage, folder: Path, name: str, key: str) -> StoredFile:
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()) or not path.is_file():
@@ -77,6 +71,6 @@ def _store(storage: ObjectStorage, folder: Path, name: str, key: str) -> StoredF
             f"The training process announced the file {name!r}, which its work folder does not hold. "
             "Create the job again; if this returns, send the job's id to the service's operator.",
         )
-    stored = StoredFile(key, sha256_of(path), path.stat().st_size)
+    stored = StoredFile(key, file_sha256(path), path.stat().st_size)
     storage.put_file(key, path)
     return stored

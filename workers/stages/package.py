@@ -1,7 +1,6 @@
 """Stage 3: one archive with everything a tenant needs to use the adapter and to know what it does."""
 
 import gzip
-import hashlib
 import json
 import shutil
 import tarfile
@@ -12,6 +11,7 @@ from app.contracts.evaluation import Report
 from app.contracts.progress import PhaseMessage
 from app.contracts.states import JobPhase
 from workers.finetuning.run import ADAPTER_DIR
+from workers.hashing import file_sha256
 from workers.modeling import adapters
 from workers.preparation.alignment import copy_companions
 from workers.stages.context import StageContext
@@ -42,7 +42,7 @@ def run(context: StageContext) -> dict[str, Any]:
     (folder / "README.md").write_text(model_card(report, record))
     _write_manifest(folder)
     _write_archive(folder, context.archive_file)
-    digest = hashlib.sha256(context.archive_file.read_bytes()).hexdigest()
+    digest = file_sha256(context.archive_file)
     size = context.archive_file.stat().st_size
     context.channel.say(f"Packaged the adapter ({size / 1e6:.1f} MB, sha256 {digest[:12]})")
     return {"adapter_sha256": digest}
@@ -56,10 +56,7 @@ def _copy_tokenizer(model_dir: Path, folder: Path) -> None:
 
 def _write_manifest(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    manifest = {
-        str(p.relative_to(folder)): {"sha256": hashlib.sha256(p.read_bytes()).hexdigest(), "bytes": p.stat().st_size}
-        for p in files
-    }
+    manifest = {str(p.relative_to(folder)): {"sha256": file_sha256(p), "bytes": p.stat().st_size} for p in files}
     (folder / "manifest.json").write_text(json.dumps({"files": manifest}, indent=2) + "\n")
 
 

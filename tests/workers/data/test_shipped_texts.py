@@ -21,10 +21,10 @@ from workers.data import (
     EVAL_LOOKALIKES_FILE,
     AlignmentRow,
     alignment_rows,
-    file_sha256,
 )
 from workers.data.overlap import find_overlaps, words
 from workers.evaluation.judges.refusal import judge_answer
+from workers.hashing import file_sha256
 
 PUBLIC_DATA = Path(__file__).parents[4] / "shared" / "data"
 """Public evaluation sets beside the checkout, for developers; never part of it."""

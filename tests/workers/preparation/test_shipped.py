@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from app.contracts.bases import AlignmentRecipe
-from workers.data import ADAPTERS_DIR, ALIGNMENT_FILE, file_sha256
+from workers.data import ADAPTERS_DIR, ALIGNMENT_FILE
+from workers.hashing import file_sha256
 from workers.modeling.adapters import CONFIG_FILE, WEIGHTS_FILE, read_pairs
 from workers.modeling.errors import ModelingError
 from workers.modeling.sources import FetchedModel

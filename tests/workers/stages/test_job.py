@@ -33,7 +33,6 @@ from workers.finetuning.errors import ArtefactMissing, DatasetRefused, Validatio
 from workers.modeling import adapters
 from workers.modeling.loading import load
 from workers.modeling.sources import content_hash
-from workers.preparation.run import theta_safe_hash
 from workers.stages import package
 from workers.stages.__main__ import run_job
 from workers.stages.context import StageContext
@@ -130,7 +129,7 @@ class TestWholeJob:
         assert report.training.method.name == "der"
         assert report.training.replayed_tokens > 0
         assert report.provenance.prepared_hash == job.spec.prepared_dir.name
-        assert report.provenance.base_hash == theta_safe_hash(job.spec.prepared_dir)
+        assert report.provenance.base_hash == content_hash(job.spec.prepared_dir / "model")
         assert report.provenance.versions["torch"] == torch.__version__
 
     def test_asks_the_base_nothing_that_its_baseline_answers(self, job: FinishedJob) -> None:
