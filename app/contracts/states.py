@@ -68,6 +68,23 @@ class RequestStatus(StrEnum):
 FINAL_REQUEST_STATUSES = frozenset({RequestStatus.SUCCEEDED, RequestStatus.FAILED})
 
 
+class UploadStatus(StrEnum):
+    """Life of an upload in parts."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class DeliveryStatus(StrEnum):
+    """Life of a message to a webhook endpoint."""
+
+    QUEUED = "queued"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
 class WorkKind(StrEnum):
     """Kinds of background work; all are claimed, leased, fenced and reaped by one mechanism."""
 
@@ -75,6 +92,7 @@ class WorkKind(StrEnum):
     PREPARE_BASE = "prepare_base"
     PREFLIGHT = "preflight"
     EVALUATE_ADAPTER = "evaluate_adapter"
+    DELIVER_WEBHOOK = "deliver_webhook"
 
 
 class WorkState(StrEnum):

@@ -4,7 +4,7 @@ from sqlalchemy import ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Row
-from app.models.columns import CreatedAt, Id, JsonDict
+from app.models.columns import Bytes, CreatedAt, Id, JsonDict
 
 
 class Checkpoint(Row):
@@ -17,4 +17,8 @@ class Checkpoint(Row):
     model_name: Mapped[str] = mapped_column(String(256))
     """The checkpoint's own name: FINE-TUNED MODEL:ckpt-step-N"""
     metrics: Mapped[JsonDict]
+    adapter_key: Mapped[str | None] = mapped_column(String(256))
+    """Where its adapter is stored; NULL until it is, and again once it was pruned."""
+    adapter_sha256: Mapped[str | None] = mapped_column(String(64))
+    adapter_bytes: Mapped[Bytes | None]
     created_at: Mapped[CreatedAt]

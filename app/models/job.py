@@ -1,6 +1,6 @@
 """A fine-tuning job: what was asked, what was decided, where it stands, what came out."""
 
-from sqlalchemy import BigInteger, ForeignKey, Index, String, Text
+from sqlalchemy import BigInteger, ForeignKey, Index, Integer, String, Text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Row
@@ -48,6 +48,13 @@ class Job(Row):
     """When an operator released what the gate had withheld (contracts.protection.Protection.decision says why) ..."""
     release_reason: Mapped[str | None] = mapped_column(Text)
     """... and why."""
+    start_adapter_key: Mapped[str | None] = mapped_column(String(256))
+    """The adapter that training goes on from, where `model` is a fine-tuned model or a checkpoint."""
+    start_adapter_sha256: Mapped[str | None] = mapped_column(String(64))
+    progress: Mapped[JsonDict | None]
+    """contracts.progress.JobProgress: how far training is, and when that was."""
+    micro_batch_divisor: Mapped[int] = mapped_column(Integer, default=1)
+    """2 once memory ran out: the same batches in halves, with twice as many of them added up for a step."""
     created_at: Mapped[CreatedAt]
     started_at: Mapped[Seconds | None]
     finished_at: Mapped[Seconds | None]

@@ -13,12 +13,18 @@ from app.models.columns import CreatedAt, Id, Seconds
 
 class Work(Row):
     __tablename__ = "work"
-    __table_args__ = (Index("ix_work_state_available", "state", "available_at"),)
+    __table_args__ = (
+        Index("ix_work_state_available", "state", "available_at"),
+        Index("ix_work_project_state", "project_id", "state"),
+    )
 
     id: Mapped[Id]
     kind: Mapped[str] = mapped_column(String(32))
     subject_id: Mapped[str] = mapped_column(String(64), index=True)
     """Id of the job, base, ... that this is about."""
+    project_id: Mapped[str | None] = mapped_column(String(64))
+    """Whose turn it takes in the queue; the provider's own work has none. (No foreign key: SQLite cannot
+    add one to a table that is there.)"""
     state: Mapped[str] = mapped_column(String(16))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     max_attempts: Mapped[int] = mapped_column(Integer)
