@@ -14,6 +14,8 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Double
 
 BUSY_TIMEOUT_MS = 30_000
+_READS = "unforgotten_reads"
+"""Execution option of connections that only read."""
 
 
 class Row(DeclarativeBase):
@@ -72,7 +74,8 @@ def open_engine(url: str) -> Engine:
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Any) -> None:
         # A deferred transaction that turns from reading to writing gets SQLITE_BUSY at once, whatever the timeout.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        is_reading = connection.get_execution_options().get(_READS, False)
+        connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
 
     return engine
 
@@ -83,10 +86,17 @@ class Database:
     def __init__(self, url: str) -> None:
         self.engine = open_engine(url)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._reading_sessions = sessionmaker(self.engine.execution_options(**{_READS: True}), expire_on_commit=False)
 
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         with self._sessions.begin() as session:
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A transaction that only reads, and on SQLite waits for no writer. Rows it gave can be kept."""
+        with self._reading_sessions.begin() as session:
             yield session
 
     def dispose(self) -> None:

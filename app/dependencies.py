@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
+from starlette.concurrency import run_in_threadpool
 
 from app.adapters.service import AdapterService
 from app.auth.schemas import Tenant
@@ -32,7 +33,7 @@ class Services:
     health: HealthService
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
@@ -41,8 +42,13 @@ def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-def _tenant(request: Request, services: ServicesDep) -> Tenant:
-    return services.auth.authenticate(request.headers.get("authorization"))
+async def _tenant(request: Request, services: ServicesDep) -> Tenant:
+    authorization = request.headers.get("authorization")
+    tenant = services.auth.remembered(authorization)
+    if tenant is None:
+        # In a thread only where something has to be looked up: this is on the way of every request.
+        tenant = await run_in_threadpool(services.auth.authenticate, authorization)
+    return tenant
 
 
 TenantDep = Annotated[Tenant, Depends(_tenant)]

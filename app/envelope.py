@@ -1,5 +1,6 @@
 """What wraps every request: its id, time taken, a limit on the body, and the answer to errors nobody foresaw."""
 
+import logging
 import time
 
 import structlog
@@ -63,7 +64,9 @@ class Envelope:
             if status is not None:
                 raise  # Too late for an answer: the server cuts the connection.
             await JSONResponse(internal_error_body(), 500)(scope, receive, send_with_headers)
-        request_log.info("request", status=status, seconds=round(time.monotonic() - started, 4))
+        # Polls that were answered would drown the rest.
+        level = logging.DEBUG if scope["method"] == "GET" and status == 200 else logging.INFO
+        request_log.log(level, "request", status=status, seconds=round(time.monotonic() - started, 4))
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 
 from app.dependencies import ServicesDep, TenantDep
 from app.errors import InvalidRequestError
@@ -32,10 +32,10 @@ def list_jobs(
     return services.jobs.list(tenant, metadata=_metadata_filter(request), after=after, limit=limit)
 
 
-@router.get("/{job_id}")
-def get_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
+@router.get("/{job_id}", response_model=JobObject)
+async def get_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> Response:
     """One job."""
-    return services.jobs.get(tenant, job_id)
+    return Response(await services.jobs.get(tenant, job_id), media_type="application/json")
 
 
 @router.post("/{job_id}/cancel")

@@ -1,12 +1,13 @@
 """What can be done with fine-tuning jobs."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
 
 from app.auth.schemas import Tenant
+from app.batching import Batched
 from app.catalog import repository as catalog
 from app.catalog.ready import ready_base
 from app.contracts.bases import PrepareRecipe, TrainingDefaults
@@ -40,6 +41,10 @@ class JobService:
     cancel_wait_seconds: float = 5.0
     """How long a cancellation waits for a worker to let go before it answers with the state as it is."""
     poll_seconds: float = 0.2
+    _polls: Batched[tuple[str, str], bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_polls", Batched(self._read))
 
     def create(self, tenant: Tenant, request: JobCreate) -> JobObject:
         """Row, events and work in one transaction; the workers are told after it.
@@ -92,9 +97,27 @@ class JobService:
         data = [JobObject.from_row(job, self.organization) for job in page.items]
         return ListOf[JobObject](data=data, has_more=page.has_more)
 
-    def get(self, tenant: Tenant, job_id: str) -> JobObject:
-        with self.database.transaction() as session:
-            return JobObject.from_row(get_job(session, tenant, job_id), self.organization)
+    async def get(self, tenant: Tenant, job_id: str) -> bytes:
+        """The job object as JSON: what clients ask for again and again, so it is read and written in one go.
+
+        Raises:
+            NotFoundError: The project has none with this id.
+        """
+        found = await self._polls.get((tenant.project_id, job_id))
+        if found is None:
+            raise _missing(job_id)
+        return found
+
+    def _read(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
+        """Job objects by project and id; what a project does not have is left out."""
+        with self.database.reading() as session:
+            rows = repository.get_many(session, [job_id for _, job_id in keys])
+        wanted = frozenset(keys)
+        return {
+            key: JobObject.from_row(row, self.organization).model_dump_json().encode()
+            for row in rows
+            if (key := (row.project_id, row.id)) in wanted
+        }
 
     def cancel(self, tenant: Tenant, job_id: str) -> JobObject:
         """Cancels at once what nobody works on; asks a worker to stop otherwise, and waits a little for it.
@@ -139,8 +162,12 @@ def get_job(session: Session, tenant: Tenant, job_id: str) -> Job:
     """
     job = repository.get(session, tenant.project_id, job_id)
     if job is None:
-        raise NotFoundError(f"Could not find fine tune: {job_id}", param="fine_tuning_job_id")
+        raise _missing(job_id)
     return job
+
+
+def _missing(job_id: str) -> NotFoundError:
+    return NotFoundError(f"Could not find fine tune: {job_id}", param="fine_tuning_job_id")
 
 
 def _cancel_or_ask(session: Session, job: Job) -> Job:

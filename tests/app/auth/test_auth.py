@@ -8,6 +8,7 @@ from sqlalchemy import select, update
 
 from app.auth.service import AuthService
 from app.db import Database, db_now
+from app.errors import InvalidApiKeyError
 from app.models import ApiKey, Evaluation, FineTunedModel, Job, Preflight
 from tests.app.helpers import created_job, uploaded
 
@@ -36,7 +37,10 @@ class TestKeys:
         assert response.json()["error"]["code"] == "invalid_api_key"
         assert response.headers["www-authenticate"] == "Bearer"
 
-    def test_expired_and_revoked_keys_are_401(self, api: FastAPI, database: Database) -> None:
+    def test_expired_and_revoked_keys_are_401(
+        self, api: FastAPI, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("app.auth.service.REMEMBERED_SECONDS", 0.0)
         auth = AuthService(database)
         key = auth.create_key("acme", expires_days=1)
         assert status_with(api, f"Bearer {key}").status_code == 200
@@ -47,6 +51,23 @@ class TestKeys:
         listed = next(found for found in auth.list_keys() if found.hint == other[-4:])
         assert auth.revoke_key(listed.id)
         assert status_with(api, f"bearer {other}").status_code == 401
+
+    def test_a_revoked_key_is_believed_for_two_seconds_at_most(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        now = 100.0
+        monkeypatch.setattr("app.auth.service.time.monotonic", lambda: now)
+        auth = AuthService(database)
+        header = f"Bearer {auth.create_key('acme')}"
+        assert auth.remembered(header) is None
+        tenant = auth.authenticate(header)
+        assert auth.revoke_key(auth.list_keys()[0].id)
+        now += 1.9
+        assert auth.remembered(header) == tenant
+        now += 0.2
+        assert auth.remembered(header) is None
+        with pytest.raises(InvalidApiKeyError):
+            auth.authenticate(header)
 
     def test_revoking_an_unknown_key_says_so(self, database: Database) -> None:
         assert not AuthService(database).revoke_key("key_none")
