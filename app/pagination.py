@@ -55,4 +55,7 @@ def _beyond(columns: tuple[InstrumentedAttribute[Any], ...], place: tuple[Any, .
         equal = [columns[i] == place[i] for i in range(index)]
         step = column > place[index] if order == "asc" else column < place[index]
         alternatives.append(and_(*equal, step))
-    return or_(*alternatives)
+    # Said once more for the first column alone: databases do not find the place in an index through an OR, and would
+    # walk to a late page over all before it.
+    bound = columns[0] >= place[0] if order == "asc" else columns[0] <= place[0]
+    return and_(bound, or_(*alternatives))

@@ -92,7 +92,7 @@ class JobService:
     def list(
         self, tenant: Tenant, *, metadata: Mapping[str, str] | None, after: str | None, limit: int
     ) -> ListOf[JobObject]:
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             page = repository.list_page(session, tenant.project_id, metadata=metadata, after=after, limit=limit)
         data = [JobObject.from_row(job, self.organization) for job in page.items]
         return ListOf[JobObject](data=data, has_more=page.has_more)
@@ -135,14 +135,14 @@ class JobService:
             time.sleep(self.poll_seconds)
 
     def events(self, tenant: Tenant, job_id: str, *, after: str | None, limit: int) -> ListOf[EventObject]:
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             job = get_job(session, tenant, job_id)
             page = repository.events_page(session, job.id, after=after, limit=limit)
         data = [EventObject.from_row(event) for event in page.items]
         return ListOf[EventObject](data=data, has_more=page.has_more)
 
     def checkpoints(self, tenant: Tenant, job_id: str, *, after: str | None, limit: int) -> CheckpointList:
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             job = get_job(session, tenant, job_id)
             page = repository.checkpoints_page(session, job.id, after=after, limit=limit)
         data = [CheckpointObject.from_row(checkpoint) for checkpoint in page.items]
