@@ -16,6 +16,7 @@ from app.health.service import HealthService
 from app.jobs.service import JobService
 from app.preflight.service import PreflightService
 from app.reports.service import ReportService
+from app.uploads.service import UploadService
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Services:
 
     auth: AuthService
     files: FileService
+    uploads: UploadService
     jobs: JobService
     preflights: PreflightService
     evaluations: EvaluationService

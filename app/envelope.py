@@ -1,6 +1,7 @@
 """What wraps every request: its id, time taken, a limit on the body, and the answer to errors nobody foresaw."""
 
 import logging
+import re
 import time
 
 import structlog
@@ -25,10 +26,10 @@ class Envelope:
     """ASGI middleware around the whole application, the framework's own error pages included.
 
     Args:
-        unlimited_paths: Paths whose endpoints limit what they read themselves.
+        unlimited_paths: What paths look like whose endpoints limit what they read themselves.
     """
 
-    def __init__(self, app: ASGIApp, organization: str, unlimited_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, organization: str, unlimited_paths: re.Pattern[str]) -> None:
         self._app = app
         self._organization = organization
         self._unlimited_paths = unlimited_paths
@@ -85,7 +86,7 @@ class Envelope:
         await self._app(scope, receive, send)
 
     def _is_unlimited(self, scope: Scope) -> bool:
-        return scope["method"] == "POST" and scope["path"].rstrip("/") in self._unlimited_paths
+        return scope["method"] == "POST" and self._unlimited_paths.fullmatch(scope["path"]) is not None
 
 
 _TOO_LARGE = f"The request's body is larger than {MAX_BODY_BYTES} bytes."

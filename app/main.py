@@ -1,5 +1,6 @@
 """The HTTP application. `create_app` takes its parts; `app` makes them from the settings, for `uvicorn --factory`."""
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -14,6 +15,7 @@ import app.health.endpoints
 import app.jobs.endpoints
 import app.preflight.endpoints
 import app.reports.endpoints
+import app.uploads.endpoints
 from app.adapters.service import AdapterService
 from app.auth.service import AuthService
 from app.broker import resolved_broker_url
@@ -23,8 +25,8 @@ from app.dependencies import Services
 from app.envelope import Envelope
 from app.errors import install_error_handlers
 from app.evaluations.service import EvaluationService
+from app.files.content import UploadLimits
 from app.files.service import FileService
-from app.files.upload import UploadLimits
 from app.health.service import HealthService
 from app.jobs.service import JobService
 from app.logs import configure_logs
@@ -34,9 +36,11 @@ from app.reports.service import ReportService
 from app.schema import ensure_schema
 from app.settings import Settings
 from app.storage import ObjectStorage
+from app.uploads.service import UploadService
 
 _ROUTERS: tuple[APIRouter, ...] = (
     app.files.endpoints.router,
+    app.uploads.endpoints.router,
     app.jobs.endpoints.router,
     app.reports.endpoints.router,
     app.adapters.endpoints.router,
@@ -46,7 +50,7 @@ _ROUTERS: tuple[APIRouter, ...] = (
     app.health.endpoints.router,
 )
 # Endpoints that stream their body and limit it themselves.
-_STREAMED = frozenset({"/v1/files"})
+_STREAMED = re.compile(r"/v1/files/?|/v1/uploads/[^/]+/parts/?")
 _BEATS_BEFORE_GONE = 6.0
 
 
@@ -62,9 +66,11 @@ def build_services(
     limits = UploadLimits(settings.max_file_bytes, settings.max_line_bytes, settings.min_examples)
     worker_seconds = max(30.0, _BEATS_BEFORE_GONE * settings.heartbeat_seconds)
     adapters = AdapterService(database, storage)
+    files = FileService(database, storage, limits)
     return Services(
         auth=AuthService(database),
-        files=FileService(database, storage, limits),
+        files=files,
+        uploads=UploadService(database, storage, files, settings.max_upload_bytes, settings.upload_seconds),
         jobs=JobService(
             database,
             publisher,

@@ -118,7 +118,12 @@ def enqueue(session: Session, publisher: Publisher, kind: WorkKind, subject_id: 
         announced_at=db_now(),
     )
     session.add(work)
-    work_id = work.id
+    announce(session, publisher, work.id)
+    return work
+
+
+def announce(session: Session, publisher: Publisher, work_id: str) -> None:
+    """Rings for work once the session's transaction is committed."""
 
     @event.listens_for(session, "after_commit", once=True)
     def _announce(_: Session) -> None:
@@ -129,5 +134,3 @@ def enqueue(session: Session, publisher: Publisher, kind: WorkKind, subject_id: 
         except Exception:
             # The row is committed: an error now would make the client create the job once more.
             log.exception("work_not_announced", work_id=work_id)
-
-    return work

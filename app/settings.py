@@ -37,6 +37,10 @@ class Settings(BaseSettings):
     """Appears in fine-tuned model names (ft:BASE:ORGANIZATION:SUFFIX:ID) and as organization_id."""
     max_file_bytes: int = Field(default=512 * 1024 * 1024, ge=1024)
     """Largest upload accepted by POST /v1/files."""
+    max_upload_bytes: int = Field(default=8 * 1024**3, ge=1024)
+    """Largest file that can be uploaded in parts (POST /v1/uploads)."""
+    upload_seconds: float = Field(default=3600.0, gt=0.0)
+    """How long an upload in parts may take."""
     max_line_bytes: int = Field(default=1024 * 1024, ge=1024)
     """Longest line of a training file."""
     min_examples: int = Field(default=10, ge=1)

@@ -35,6 +35,11 @@ def file_key(file_id: str) -> str:
     return f"files/{file_id}"
 
 
+def upload_key(upload_id: str, part_id: str) -> str:
+    """Where a part of an upload lies until the upload ends; with an empty part, what all of them begin with."""
+    return f"uploads/{upload_id}/{part_id}"
+
+
 def job_key(job_id: str, attempt_token: str, name: str) -> str:
     """Where an attempt at a job puts what it made. Attempts never share keys: one that lost its lease cannot
     overwrite what its successor stored."""

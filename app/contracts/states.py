@@ -44,6 +44,7 @@ class JobPhase(StrEnum):
     GATING = "gating"
     PACKAGING = "packaging"
     CANCELLING = "cancelling"
+    PAUSING = "pausing"
 
 
 class BaseStatus(StrEnum):

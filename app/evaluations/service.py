@@ -15,8 +15,8 @@ from app.db import Database
 from app.errors import InvalidRequestError, NotFoundError, StorageUnavailableError
 from app.evaluations import repository
 from app.evaluations.schemas import EvaluationCreate, EvaluationObject
+from app.files.purposes import ADAPTER
 from app.files.service import checked_file
-from app.files.upload import ADAPTER
 from app.ids import new_id
 from app.jobs.schemas import ListOf
 from app.jobs.service import get_job

@@ -1,5 +1,6 @@
 """What can be done with files."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -11,8 +12,10 @@ from app.db import Database, db_now
 from app.downloads import StoredObject
 from app.errors import InvalidRequestError, NotFoundError
 from app.files import repository
+from app.files.content import UploadLimits
+from app.files.purposes import ADAPTER, FINE_TUNE
 from app.files.schemas import FileDeleted, FileList, FileObject
-from app.files.upload import ADAPTER, FINE_TUNE, ReceivedFile, UploadLimits, UploadReceiver
+from app.files.upload import ReceivedFile, UploadReceiver
 from app.ids import new_id
 from app.models import File
 from app.pagination import Order
@@ -51,20 +54,45 @@ class FileService:
     def finish_upload(self, tenant: Tenant, upload: Upload) -> FileObject:
         """Stores object and row, or neither.
 
-        The row comes first, hidden and with an early expiry: whenever this process is killed, whatever it leaves is
-        found by the sweep.
+        Raises:
+            ServiceError: The form or the file is not acceptable.
         """
         received = upload.receiver.check()
+        self.keep(tenant, upload.file_id, received, upload.receiver.publish)
+        return self.get(tenant, upload.file_id)
+
+    def keep(
+        self,
+        tenant: Tenant,
+        file_id: str,
+        received: ReceivedFile,
+        publish: Callable[[], None],
+        may_show: Callable[[Session], bool] = lambda _: True,
+    ) -> None:
+        """Stores object and row, or neither.
+
+        The row comes first, hidden and with an early expiry: whenever this process is killed, whatever it leaves is
+        found by the sweep.
+
+        Args:
+            tenant: Whose file it is.
+            file_id: Its id; `publish` makes the object under `file_key(file_id)` visible.
+            received: What is known of it.
+            publish: Called when the row is there.
+            may_show: Asked in the transaction that shows the file; where it says no, the file is taken back.
+        """
         with self.database.transaction() as session:
-            session.add(_hidden_row(upload.file_id, tenant, received))
+            session.add(_hidden_row(file_id, tenant, received))
+        is_shown = False
         try:
-            upload.receiver.publish()
+            publish()
             with self.database.transaction() as session:
-                row = repository.show(session, upload.file_id, received.expires_after_seconds)
-                return FileObject.from_row(row)
-        except BaseException:
-            self._forget(upload.file_id)
-            raise
+                if may_show(session):
+                    repository.show(session, file_id, received.expires_after_seconds)
+                    is_shown = True
+        finally:
+            if not is_shown:
+                self._forget(file_id)
 
     def list(self, tenant: Tenant, *, purpose: str | None, after: str | None, limit: int, order: Order) -> FileList:
         with self.database.transaction() as session:

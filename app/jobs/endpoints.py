@@ -45,6 +45,19 @@ def cancel_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObje
     return services.jobs.cancel(tenant, job_id)
 
 
+@router.post("/{job_id}/pause")
+def pause_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
+    """Pauses a job; its worker keeps a checkpoint. A job whose worker has not stopped yet is still running, with the
+    phase `pausing`."""
+    return services.jobs.pause(tenant, job_id)
+
+
+@router.post("/{job_id}/resume")
+def resume_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
+    """Puts a paused job back into the queue; it goes on from its checkpoint."""
+    return services.jobs.resume(tenant, job_id)
+
+
 @router.get("/{job_id}/events")
 def list_events(
     job_id: str, tenant: TenantDep, services: ServicesDep, after: After = None, limit: Limit = 20

@@ -1,9 +1,9 @@
 """Rows of jobs, their events and checkpoints."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import CursorResult, select, update
+from sqlalchemy import ColumnElement, CursorResult, select, update
 from sqlalchemy.orm import Session
 
 from app.contracts.states import FINAL_JOB_STATUSES, FailureCode, JobStatus, WorkKind, WorkState
@@ -53,34 +53,64 @@ def checkpoints_page(session: Session, job_id: str, *, after: str | None, limit:
     return fetch_page(session, query, (Checkpoint.step_number,), identity=Checkpoint.id, after=after, limit=limit)
 
 
-def cancel_waiting_work(session: Session, job_id: str) -> bool:
+def end_waiting_work(session: Session, job_id: str) -> bool:
     """Ends the job's work, queued or paused; False if somebody holds it (or it has ended)."""
+    return _move_work(session, job_id, _WAITING, state=WorkState.CANCELLED, finished_at=db_now()) is not None
+
+
+def pause_waiting_work(session: Session, job_id: str) -> bool:
+    """Takes the job's work out of the queue; False if somebody holds it."""
+    return _move_work(session, job_id, _WAITING, state=WorkState.PAUSED) is not None
+
+
+def requeue_paused_work(session: Session, job_id: str) -> str | None:
+    """Puts the job's paused work back into the queue; its id, or None if it is not paused."""
+    values = {"state": WorkState.QUEUED, "available_at": db_now(), "announced_at": db_now()}
+    return _move_work(session, job_id, (WorkState.PAUSED,), **values)
+
+
+def _move_work(session: Session, job_id: str, sources: Sequence[WorkState], **values: Any) -> str | None:
     query = (
         update(Work)
-        .where(Work.subject_id == job_id, Work.kind == WorkKind.FINE_TUNING_JOB, Work.state.in_(_WAITING))
-        .values(state=WorkState.CANCELLED, finished_at=db_now())
+        .where(Work.subject_id == job_id, Work.kind == WorkKind.FINE_TUNING_JOB, Work.state.in_(sources))
+        .values(**values)
+        .returning(Work.id)
     )
-    return _num_rows(session.execute(query)) > 0
+    return session.scalars(query).one_or_none()
 
 
 def cancel_now(session: Session, job_id: str) -> bool:
     """Ends a job that nobody works on; False if it is final already."""
-    query = (
-        update(Job)
-        .where(Job.id == job_id, Job.status.not_in(FINAL_JOB_STATUSES))
-        .values(status=JobStatus.CANCELLED, phase=None, stop_requested="cancel", finished_at=db_now())
-    )
-    return _num_rows(session.execute(query)) > 0
+    values = {"status": JobStatus.CANCELLED, "phase": None, "stop_requested": "cancel", "finished_at": db_now()}
+    return _change(session, job_id, Job.status.not_in(FINAL_JOB_STATUSES), **values)
 
 
-def request_cancel(session: Session, job_id: str) -> bool:
+def pause_now(session: Session, job_id: str) -> bool:
+    """Pauses a job that nobody works on; False if it does not wait."""
+    waits = Job.status.in_((JobStatus.VALIDATING_FILES, JobStatus.QUEUED))
+    return _change(session, job_id, waits, status=JobStatus.PAUSED, phase=None, stop_requested=None)
+
+
+def requeue_paused(session: Session, job_id: str) -> bool:
+    """Queues a paused job; False if it is not paused."""
+    is_paused = Job.status == JobStatus.PAUSED
+    return _change(session, job_id, is_paused, status=JobStatus.QUEUED, phase=None, stop_requested=None)
+
+
+def request_stop(session: Session, job_id: str, request: Literal["cancel", "pause"]) -> bool:
     """Asks whoever holds the job to stop; False if it is final, or was asked before."""
-    query = (
-        update(Job)
-        .where(Job.id == job_id, Job.status.not_in(FINAL_JOB_STATUSES), Job.stop_requested.is_distinct_from("cancel"))
-        .values(stop_requested="cancel")
-    )
-    return _num_rows(session.execute(query)) > 0
+    is_new = Job.stop_requested.is_distinct_from(request)
+    return _change(session, job_id, Job.status.not_in(FINAL_JOB_STATUSES), is_new, stop_requested=request)
+
+
+def withdraw_pause(session: Session, job_id: str) -> bool:
+    """Takes back that whoever holds the job was asked to pause; False if nobody was."""
+    is_running = Job.status.not_in((*FINAL_JOB_STATUSES, JobStatus.PAUSED))
+    return _change(session, job_id, is_running, Job.stop_requested == "pause", stop_requested=None)
+
+
+def _change(session: Session, job_id: str, *conditions: ColumnElement[bool], **values: Any) -> bool:
+    return _num_rows(session.execute(update(Job).where(Job.id == job_id, *conditions).values(**values))) > 0
 
 
 def newest(session: Session, *, is_withheld: bool, limit: int) -> list[tuple[Job, Project]]:

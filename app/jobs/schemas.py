@@ -149,6 +149,9 @@ class JobError(BaseModel):
         return cls(code=row.error_code, message=row.error_message or "", param=row.error_param)
 
 
+_STOPPING = {"cancel": JobPhase.CANCELLING, "pause": JobPhase.PAUSING}
+
+
 class JobObject(BaseModel):
     """OpenAI's job object and our additions."""
 
@@ -173,7 +176,7 @@ class JobObject(BaseModel):
     metadata: dict[str, str] | None
     user_provided_suffix: str | None
     phase: str | None
-    """Where inside `running` the job is; `cancelling` once that was asked for."""
+    """Where inside `running` the job is; `cancelling` or `pausing` once that was asked for."""
     safety: dict[str, Any]
     """The method, `ema`, `merge` and `gate` with every setting, as they are applied: good as the `safety` of another
     job. The method is `auto` until the pre-flight has chosen one."""
@@ -188,7 +191,7 @@ class JobObject(BaseModel):
     @classmethod
     def from_row(cls, row: Job, organization: str) -> Self:
         is_final = JobStatus(row.status).is_final
-        phase = JobPhase.CANCELLING if row.stop_requested == "cancel" and not is_final else row.phase
+        phase = _STOPPING.get(row.stop_requested or "", row.phase)
         adapter = None
         if row.status == JobStatus.SUCCEEDED and row.adapter_key is not None:
             adapter = {"bytes": row.adapter_bytes, "sha256": row.adapter_sha256}

@@ -1,8 +1,8 @@
 """What can be done with fine-tuning jobs."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from sqlalchemy.orm import Session
 
@@ -16,10 +16,11 @@ from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
 from app.contracts.states import JobStatus, WorkKind
 from app.db import Database
-from app.errors import InvalidRequestError, NotFoundError
+from app.errors import NotFoundError
 from app.files.service import checked_file
 from app.ids import new_id
 from app.jobs import repository
+from app.jobs.control import JobControl
 from app.jobs.planning import resolve_plan, resolve_protection
 from app.jobs.requirements import require_artefacts, require_sense
 from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
@@ -39,12 +40,13 @@ class JobService:
     """The provider's; tenants may ask for a stricter one."""
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
     cancel_wait_seconds: float = 5.0
-    """How long a cancellation waits for a worker to let go before it answers with the state as it is."""
-    poll_seconds: float = 0.2
+    """How long a cancellation or a pause waits for a worker to let go before it answers with the state as it is."""
+    _control: JobControl = field(init=False)
     _polls: Batched[tuple[str, str], bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_polls", Batched(self._read))
+        object.__setattr__(self, "_control", JobControl(self.database, self.publisher, self.cancel_wait_seconds))
 
     def create(self, tenant: Tenant, request: JobCreate) -> JobObject:
         """Row, events and work in one transaction; the workers are told after it.
@@ -120,19 +122,19 @@ class JobService:
         }
 
     def cancel(self, tenant: Tenant, job_id: str) -> JobObject:
-        """Cancels at once what nobody works on; asks a worker to stop otherwise, and waits a little for it.
+        """See JobControl."""
+        return self._object(self._control.cancel(partial(get_job, tenant=tenant, job_id=job_id)))
 
-        Raises:
-            InvalidRequestError: The job has ended in another way.
-        """
-        deadline = time.monotonic() + self.cancel_wait_seconds
-        while True:
-            # Again each time: a worker that was about to hand the job back has put it into the queue meanwhile.
-            with self.database.transaction() as session:
-                job = _cancel_or_ask(session, get_job(session, tenant, job_id))
-            if job.status == JobStatus.CANCELLED or time.monotonic() >= deadline:
-                return JobObject.from_row(job, self.organization)
-            time.sleep(self.poll_seconds)
+    def pause(self, tenant: Tenant, job_id: str) -> JobObject:
+        """See JobControl."""
+        return self._object(self._control.pause(partial(get_job, tenant=tenant, job_id=job_id)))
+
+    def resume(self, tenant: Tenant, job_id: str) -> JobObject:
+        """See JobControl."""
+        return self._object(self._control.resume(partial(get_job, tenant=tenant, job_id=job_id)))
+
+    def _object(self, job: Job) -> JobObject:
+        return JobObject.from_row(job, self.organization)
 
     def events(self, tenant: Tenant, job_id: str, *, after: str | None, limit: int) -> ListOf[EventObject]:
         with self.database.reading() as session:
@@ -168,23 +170,3 @@ def get_job(session: Session, tenant: Tenant, job_id: str) -> Job:
 
 def _missing(job_id: str) -> NotFoundError:
     return NotFoundError(f"Could not find fine tune: {job_id}", param="fine_tuning_job_id")
-
-
-def _cancel_or_ask(session: Session, job: Job) -> Job:
-    """Cancels the job if nobody works on it, and asks its worker to stop otherwise; the job as it is then."""
-    if job.status == JobStatus.CANCELLED:
-        return job
-    if JobStatus(job.status).is_final:
-        raise _finished(job)
-    # Work before job, as workers do when they claim: the other order could deadlock with them.
-    if repository.cancel_waiting_work(session, job.id) and repository.cancel_now(session, job.id):
-        add_event(session, job.id, "Fine-tuning job cancelled")
-    elif repository.request_cancel(session, job.id):
-        add_event(session, job.id, "Cancellation requested, stopping the worker")
-    session.refresh(job)
-    return job
-
-
-def _finished(job: Job) -> InvalidRequestError:
-    what = f"The job has {job.status} already, so it cannot be cancelled."
-    return InvalidRequestError(what, param="fine_tuning_job_id", code="job_finished")

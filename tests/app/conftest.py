@@ -1,12 +1,16 @@
 """A service without workers, on SQLite and on PostgreSQL, and the people who use it."""
 
 import os
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import openai
 import psycopg
 import pytest
+import uvicorn
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -148,3 +152,25 @@ def _empty(database: Database) -> None:
     with database.transaction() as session:
         for table in reversed(Row.metadata.sorted_tables):
             session.execute(table.delete())
+
+
+@pytest.fixture
+def address(api: FastAPI) -> Iterator[str]:
+    """The service on a free port of this machine."""
+    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_config=None, lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    deadline = time.monotonic() + 20.0
+    while not server.started:
+        assert time.monotonic() < deadline, "the server did not start"
+        time.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}/v1"
+    server.should_exit = True
+    thread.join(20.0)
+
+
+@pytest.fixture
+def ai(address: str, database: Database) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=address, api_key=AuthService(database).create_key("acme"), max_retries=0) as client:
+        yield client

@@ -1,15 +1,11 @@
 """The unmodified `openai` client against the service, over HTTP. No worker runs, so jobs stay queued."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import Any
 
 import openai
 import pytest
-import uvicorn
-from fastapi import FastAPI
 from sqlalchemy import select
 
 from app.auth.service import AuthService
@@ -19,28 +15,6 @@ from app.ids import new_id
 from app.models import Checkpoint, FineTunedModel, Job
 from app.settings import Settings
 from tests.app.helpers import BASE, chat_file
-
-
-@pytest.fixture
-def address(api: FastAPI) -> Iterator[str]:
-    """The service on a free port of this machine."""
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_config=None, lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    deadline = time.monotonic() + 20.0
-    while not server.started:
-        assert time.monotonic() < deadline, "the server did not start"
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}/v1"
-    server.should_exit = True
-    thread.join(20.0)
-
-
-@pytest.fixture
-def ai(address: str, database: Database) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=address, api_key=AuthService(database).create_key("acme"), max_retries=0) as client:
-        yield client
 
 
 def upload(ai: openai.OpenAI, data: bytes | None = None) -> str:

@@ -24,6 +24,7 @@ from app.logs import configure_logs
 from app.models import Work
 from app.settings import Settings
 from app.storage import ObjectStorage
+from app.uploads.sweeping import sweep_uploads
 from workers.runtime.bell import Bell, BrokerBell
 from workers.runtime.failures import lost
 from workers.runtime.lease import Lease, finish, release, seize
@@ -60,6 +61,7 @@ class Housekeeper:
             self.reap,
             self.ring,
             self.delete_expired_files,
+            self.end_uploads,
             self.delete_old_folders,
             self.delete_unfinished_objects,
         )
@@ -110,6 +112,10 @@ class Housekeeper:
     def delete_expired_files(self) -> None:
         """Deletes files whose time is over."""
         sweep_expired(self._db, self._storage)
+
+    def end_uploads(self) -> None:
+        """Ends uploads in parts whose time is over."""
+        sweep_uploads(self._db, self._storage)
 
     def delete_old_folders(self) -> None:
         """Deletes work folders on this machine whose work is finished."""

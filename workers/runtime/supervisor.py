@@ -130,6 +130,7 @@ class _Attempt:
         self._flushed_at = time.monotonic()
         self._result: Result | None = None
         self._failure: FailureMessage | None = None
+        self._was_stopped = False
         self._log_tail = ""
         self._log = _log.bind(work=lease.work_id, subject=lease.subject_id, attempt=lease.attempt)
 
@@ -210,6 +211,7 @@ class _Attempt:
             if self._heartbeat.stop_request or self._drain.is_set():
                 if not escalation.is_under_way:
                     self._log.info("stopping child", request=self._heartbeat.stop_request or "drain")
+                self._was_stopped = True
                 escalation.press()
         return status
 
@@ -239,7 +241,7 @@ class _Attempt:
             return _Stopped(request)
         if is_done and self._result is not None:
             return _Succeeded(self._handler.store(self._folder, self._result))
-        if self._drain.is_set() and self._failure is None:
+        if (self._was_stopped or self._drain.is_set()) and self._failure is None:
             return _Drained()
         return _Failed(failure_of_exit(status, self._failure, was_out_of_memory=was_out_of_memory))
 
@@ -277,7 +279,13 @@ class _Attempt:
                 self._handler.succeed(session, end.stored)
                 state = WorkState.DONE
             case _Stopped():
-                state = self._handler.stop(session, end.request)
+                # Once more: while the child was stopping, a pause may have been withdrawn or become a cancellation.
+                request = self._handler.stop_requested(session)
+                if request is None:
+                    self._handler.requeue(session, "The pause was withdrawn.")
+                    release(session, self._lease, pause_seconds=0.0, counts=False, error=None)
+                    return None
+                state = self._handler.stop(session, request)
             case _NothingToDo():
                 state = WorkState.CANCELLED
             case _Drained():

@@ -13,7 +13,7 @@ from sqlalchemy import func, select
 from starlette.types import Message
 
 from app.db import Database
-from app.files.upload import FORM_OVERHEAD_BYTES
+from app.files.form import FORM_OVERHEAD_BYTES
 from app.models import File
 from app.settings import Settings
 from app.storage import ObjectStorage

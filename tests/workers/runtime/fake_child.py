@@ -140,5 +140,15 @@ def once_stopped_then_succeed(folder: Path) -> None:
     wait(folder)
 
 
+def slow_to_stop(folder: Path) -> None:
+    """When told to stop, says so in its folder and waits for a file before it ends as stopped."""
+    send_metrics(1)
+    assert sys.stdin.readline() == "stop\n"
+    (folder / "stopping").touch()
+    while not (folder / "may_end").exists():
+        time.sleep(0.01)
+    sys.exit(21)
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](Path(sys.argv[2]))

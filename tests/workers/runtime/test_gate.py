@@ -12,8 +12,8 @@ from app.contracts.protection import Protection
 from app.contracts.risk import RiskPolicy
 from app.contracts.specs import SPEC_FILE, JobSpec
 from app.contracts.states import JobStatus, WorkState
+from app.files.content import UploadLimits
 from app.files.service import FileService
-from app.files.upload import UploadLimits
 from app.jobs.operations import JobOperations
 from app.models import File, FineTunedModel
 from workers.runtime.supervisor import run_work

@@ -263,6 +263,21 @@ class TestStopping:
         run_work(world.runtime("once_stopped_then_succeed"), queued.work_id, NEVER)
         assert world.job(queued.job_id).status == JobStatus.SUCCEEDED
 
+    def test_a_pause_that_is_withdrawn_while_the_child_stops_puts_the_job_back_into_the_queue(
+        self, world: Any, eventually: Eventually
+    ) -> None:
+        queued = world.add_job()
+        folder = world.settings.work_dir / queued.work_id
+        with running(world.runtime("slow_to_stop"), queued.work_id):
+            eventually(lambda: world.events(queued.job_id)[1:])
+            world.set_job(queued.job_id, stop_requested="pause")
+            eventually((folder / "stopping").exists)
+            world.set_job(queued.job_id, stop_requested=None)
+            (folder / "may_end").touch()
+        work = world.work(queued.work_id)
+        assert (work.state, work.attempt) == (WorkState.QUEUED, 0)
+        assert world.job(queued.job_id).status == JobStatus.QUEUED
+
     def test_drain_hands_the_work_back_without_counting(self, world: Any, eventually: Eventually) -> None:
         queued = world.add_job()
         drain = threading.Event()
