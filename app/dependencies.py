@@ -13,6 +13,7 @@ from app.catalog.service import CatalogService
 from app.evaluations.service import EvaluationService
 from app.files.service import FileService
 from app.health.service import HealthService
+from app.idempotency.service import IdempotencyService
 from app.jobs.service import JobService
 from app.preflight.service import PreflightService
 from app.reports.service import ReportService
@@ -26,6 +27,7 @@ class Services:
     auth: AuthService
     files: FileService
     uploads: UploadService
+    idempotency: IdempotencyService
     jobs: JobService
     preflights: PreflightService
     evaluations: EvaluationService
@@ -44,7 +46,8 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-async def _tenant(request: Request, services: ServicesDep) -> Tenant:
+async def find_tenant(request: Request, services: ServicesDep) -> Tenant:
+    """Who asks. Raises InvalidApiKeyError for nobody."""
     authorization = request.headers.get("authorization")
     tenant = services.auth.remembered(authorization)
     if tenant is None:
@@ -53,4 +56,4 @@ async def _tenant(request: Request, services: ServicesDep) -> Tenant:
     return tenant
 
 
-TenantDep = Annotated[Tenant, Depends(_tenant)]
+TenantDep = Annotated[Tenant, Depends(find_tenant)]

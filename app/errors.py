@@ -91,6 +91,15 @@ class TooLargeError(ServiceError):
     code = "too_large"
 
 
+class RequestInProgressError(ServiceError):
+    """The same request is being carried out; the client is to ask again."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "request_in_progress"
+    headers = MappingProxyType({"retry-after": "1", "x-should-retry": "true"})
+
+
 class UnsupportedMediaTypeError(ServiceError):
     """The body is of another kind than the endpoint takes."""
 

@@ -28,6 +28,7 @@ from app.evaluations.service import EvaluationService
 from app.files.content import UploadLimits
 from app.files.service import FileService
 from app.health.service import HealthService
+from app.idempotency.service import IdempotencyService
 from app.jobs.service import JobService
 from app.logs import configure_logs
 from app.preflight.service import PreflightService
@@ -70,6 +71,7 @@ def build_services(
     return Services(
         auth=AuthService(database),
         files=files,
+        idempotency=IdempotencyService(database),
         uploads=UploadService(database, storage, files, settings.max_upload_bytes, settings.upload_seconds),
         jobs=JobService(
             database,

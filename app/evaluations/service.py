@@ -17,12 +17,14 @@ from app.evaluations import repository
 from app.evaluations.schemas import EvaluationCreate, EvaluationObject
 from app.files.purposes import ADAPTER
 from app.files.service import checked_file
-from app.ids import new_id
+from app.idempotency.created import created_id, made_before
 from app.jobs.schemas import ListOf
 from app.jobs.service import get_job
 from app.models import Evaluation
 from app.queue import Publisher, enqueue
 from app.storage import ObjectNotFoundError, ObjectStorage
+
+_PREFIX = "evaluation-"
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ class EvaluationService:
             # Whoever may not download an adapter may not have it measured either.
             self.adapters.get(tenant, request.fine_tuning_job)
         with self.database.transaction() as session:
+            if made := made_before(session, Evaluation, _PREFIX):
+                return EvaluationObject.from_row(made)
             base_id = _base(session, tenant, request)
             if request.adapter_file is not None:
                 checked_file(session, tenant, request.adapter_file, "adapter_file", purpose=ADAPTER)
             if request.validation_file is not None:
                 checked_file(session, tenant, request.validation_file, "validation_file")
             evaluation = Evaluation(
-                id=new_id("evaluation-"),
+                id=created_id(_PREFIX),
                 project_id=tenant.project_id,
                 base_id=base_id,
                 job_id=request.fine_tuning_job,

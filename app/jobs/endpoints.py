@@ -7,10 +7,11 @@ from fastapi import APIRouter, Query, Request, Response
 
 from app.dependencies import ServicesDep, TenantDep
 from app.errors import InvalidRequestError
+from app.idempotency.route import CreatingRoute
 from app.jobs.schemas import CheckpointList, EventObject, JobCreate, JobObject, ListOf
 from app.pagination import After
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
+router = APIRouter(route_class=CreatingRoute, prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
 

@@ -18,7 +18,7 @@ from app.contracts.states import JobStatus, WorkKind
 from app.db import Database
 from app.errors import NotFoundError
 from app.files.service import checked_file
-from app.ids import new_id
+from app.idempotency.created import created_id, made_before
 from app.jobs import repository
 from app.jobs.control import JobControl
 from app.jobs.planning import resolve_plan, resolve_protection
@@ -26,6 +26,8 @@ from app.jobs.requirements import require_artefacts, require_sense
 from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
 from app.models import Job, add_event
 from app.queue import Publisher, enqueue
+
+_PREFIX = "ftjob-"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class JobService:
             NotFoundError: There is no such model.
         """
         with self.database.transaction() as session:
+            if made := made_before(session, Job, _PREFIX):
+                return self._object(made)
             base = ready_base(session, tenant, request.model)
             plan, shown = resolve_plan(request, TrainingDefaults.model_validate(base.training_defaults))
             protection = resolve_protection(request.safety, self.gate, self.evaluation)
@@ -67,7 +71,7 @@ class JobService:
             if request.validation_file is not None:
                 checked_file(session, tenant, request.validation_file, "validation_file")
             job = Job(
-                id=new_id("ftjob-"),
+                id=created_id(_PREFIX),
                 project_id=tenant.project_id,
                 base_id=base.id,
                 model=request.model,

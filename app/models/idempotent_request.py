@@ -15,6 +15,8 @@ class IdempotentRequest(Row):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     request_sha256: Mapped[str] = mapped_column(String(64))
     """Of method, path and body: another body under the same key is a mistake."""
+    seed: Mapped[str] = mapped_column(String(64))
+    """What the ids of the things it creates are made from: a second try finds what the first one made."""
     status: Mapped[int | None] = mapped_column(Integer)
     """Of the answer; NULL while the first request is being worked on."""
     body: Mapped[str | None] = mapped_column(Text)

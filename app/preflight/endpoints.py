@@ -5,11 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.dependencies import ServicesDep, TenantDep
+from app.idempotency.route import CreatingRoute
 from app.jobs.schemas import ListOf
 from app.pagination import After
 from app.preflight.schemas import PreflightCreate, PreflightObject
 
-router = APIRouter(prefix="/v1/safety/preflight", tags=["Safety"])
+router = APIRouter(route_class=CreatingRoute, prefix="/v1/safety/preflight", tags=["Safety"])
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 

@@ -8,12 +8,14 @@ from app.contracts.states import RequestStatus, WorkKind
 from app.db import Database
 from app.errors import NotFoundError
 from app.files.service import checked_file
-from app.ids import new_id
+from app.idempotency.created import created_id, made_before
 from app.jobs.schemas import ListOf
 from app.models import Preflight
 from app.preflight import repository
 from app.preflight.schemas import PreflightCreate, PreflightObject
 from app.queue import Publisher, enqueue
+
+_PREFIX = "preflight-"
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,12 @@ class PreflightService:
             NotFoundError: There is no such model.
         """
         with self.database.transaction() as session:
+            if made := made_before(session, Preflight, _PREFIX):
+                return PreflightObject.from_row(made)
             base = ready_base(session, tenant, request.model)
             checked_file(session, tenant, request.training_file, "training_file")
             preflight = Preflight(
-                id=new_id("preflight-"),
+                id=created_id(_PREFIX),
                 project_id=tenant.project_id,
                 base_id=base.id,
                 training_file=request.training_file,

@@ -6,10 +6,11 @@ from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Query, Request
 
 from app.dependencies import ServicesDep, TenantDep
+from app.idempotency.route import CreatingRoute
 from app.pagination import After, Order
 from app.uploads.schemas import PartList, PartObject, UploadComplete, UploadCreate, UploadObject
 
-router = APIRouter(prefix="/v1/uploads", tags=["Uploads"])
+router = APIRouter(route_class=CreatingRoute, prefix="/v1/uploads", tags=["Uploads"])
 
 
 @router.post("")

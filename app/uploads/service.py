@@ -21,6 +21,7 @@ from app.files.form import FileForm, check_filename
 from app.files.purposes import check_expiry, check_purpose
 from app.files.service import FileService
 from app.files.upload import ReceivedFile
+from app.idempotency.created import created_id, made_before
 from app.ids import new_id
 from app.models import Upload, UploadPart
 from app.pagination import Order
@@ -30,6 +31,7 @@ from app.uploads.schemas import PartList, PartObject, UploadComplete, UploadCrea
 from app.uploads.sweeping import delete_parts
 
 MAX_PART_BYTES = 64 * 1024 * 1024
+_PREFIX = "upload_"
 _SLACK = 2
 """Parts may come to so many times the announced size: a part whose answer was lost is sent again."""
 
@@ -89,7 +91,7 @@ class UploadService:
             what = f"The file is larger than {self.max_upload_bytes} bytes."
             raise TooLargeError(what, param="bytes", code="file_too_large")
         upload = Upload(
-            id=new_id("upload_"),
+            id=created_id(_PREFIX),
             project_id=tenant.project_id,
             filename=request.filename,
             purpose=request.purpose,
@@ -100,7 +102,8 @@ class UploadService:
             expires_at=db_now() + self.lifetime_seconds,
         )
         with self.database.transaction() as session:
-            session.add(upload)
+            if made_before(session, Upload, _PREFIX) is None:
+                session.add(upload)
         return self.get(tenant, upload.id)
 
     def get(self, tenant: Tenant, upload_id: str) -> UploadObject:

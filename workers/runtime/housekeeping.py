@@ -20,6 +20,7 @@ from app.broker import resolved_broker_url
 from app.contracts.states import WorkState
 from app.db import Database, db_now
 from app.files.service import sweep_expired
+from app.idempotency.service import sweep_requests
 from app.logs import configure_logs
 from app.models import Work
 from app.settings import Settings
@@ -62,6 +63,7 @@ class Housekeeper:
             self.ring,
             self.delete_expired_files,
             self.end_uploads,
+            self.forget_requests,
             self.delete_old_folders,
             self.delete_unfinished_objects,
         )
@@ -116,6 +118,10 @@ class Housekeeper:
     def end_uploads(self) -> None:
         """Ends uploads in parts whose time is over."""
         sweep_uploads(self._db, self._storage)
+
+    def forget_requests(self) -> None:
+        """Forgets answers that were kept for requests which might come again."""
+        sweep_requests(self._db)
 
     def delete_old_folders(self) -> None:
         """Deletes work folders on this machine whose work is finished."""
