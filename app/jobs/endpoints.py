@@ -1,9 +1,12 @@
 """POST /v1/fine_tuning/jobs and what else can be done with jobs."""
 
 import re
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from app.dependencies import ServicesDep, TenantDep
 from app.errors import InvalidRequestError
@@ -14,6 +17,10 @@ from app.pagination import After
 router = APIRouter(route_class=CreatingRoute, prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 
 Limit = Annotated[int, Query(ge=1, le=1000)]
+
+# Reverse proxies would keep back what is small.
+_UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+_STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 _METADATA_FILTER = re.compile(r'metadata\[([^"\\\x00-\x1f]{1,64})\]')
 
@@ -59,12 +66,26 @@ def resume_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObje
     return services.jobs.resume(tenant, job_id)
 
 
-@router.get("/{job_id}/events")
-def list_events(
-    job_id: str, tenant: TenantDep, services: ServicesDep, after: After = None, limit: Limit = 20
-) -> ListOf[EventObject]:
-    """What happened in a job, the newest first."""
-    return services.jobs.events(tenant, job_id, after=after, limit=limit)
+@router.get("/{job_id}/events", response_model=ListOf[EventObject], responses=_STREAMED)
+async def list_events(
+    request: Request,
+    job_id: str,
+    tenant: TenantDep,
+    services: ServicesDep,
+    *,
+    after: After = None,
+    limit: Limit = 20,
+    stream: bool = False,
+    last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+) -> ListOf[EventObject] | StreamingResponse:
+    """What happened in a job, the newest first. With `stream=true` (or `Accept: text/event-stream`) as server-sent
+    events instead: the oldest first, then each as it happens, until the job has ended; `Last-Event-ID` (or `after`)
+    goes on after an interruption."""
+    if not stream and "text/event-stream" not in request.headers.get("accept", ""):
+        list_page = partial(services.jobs.events, tenant, job_id, after=after, limit=limit)
+        return await run_in_threadpool(list_page)
+    events = await run_in_threadpool(services.jobs.follow, tenant, job_id, last_event_id or after)
+    return StreamingResponse(events, media_type="text/event-stream", headers=_UNBUFFERED)
 
 
 @router.get("/{job_id}/checkpoints")

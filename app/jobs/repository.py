@@ -1,6 +1,6 @@
 """Rows of jobs, their events and checkpoints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, CursorResult, select, update
@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from app.contracts.states import FINAL_JOB_STATUSES, FailureCode, JobStatus, WorkKind, WorkState
 from app.db import db_now
+from app.errors import NotFoundError
 from app.models import Checkpoint, Event, Job, Project, Work
 from app.pagination import Page, fetch_page
 
@@ -22,6 +23,23 @@ _WITHHELD = (
 def get(session: Session, project_id: str, job_id: str) -> Job | None:
     """The project's job."""
     return session.scalars(select(Job).where(Job.id == job_id, Job.project_id == project_id)).one_or_none()
+
+
+def existing(session: Session, project_id: str, job_id: str) -> Job:
+    """The project's job.
+
+    Raises:
+        NotFoundError: The project has none with this id.
+    """
+    job = get(session, project_id, job_id)
+    if job is None:
+        raise missing(job_id)
+    return job
+
+
+def missing(job_id: str) -> NotFoundError:
+    """The error for a job that the project does not have."""
+    return NotFoundError(f"Could not find fine tune: {job_id}", param="fine_tuning_job_id")
 
 
 def get_many(session: Session, job_ids: Sequence[str]) -> Sequence[Job]:
@@ -45,6 +63,27 @@ def events_page(session: Session, job_id: str, *, after: str | None, limit: int)
     """The newest first."""
     query = select(Event).where(Event.job_id == job_id)
     return fetch_page(session, query, (Event.seq,), identity=Event.id, after=after, limit=limit)
+
+
+def seq_of_event(session: Session, job_id: str, event_id: str) -> int | None:
+    """The number of the job's event."""
+    return session.scalar(select(Event.seq).where(Event.job_id == job_id, Event.id == event_id))
+
+
+def events_after(
+    session: Session, job_id: str, seq: int, *, limit: int, settle_seconds: float = 0.0
+) -> Sequence[Event]:
+    """What follows an event, the oldest first, without what is younger than `settle_seconds`."""
+    query = select(Event).where(Event.job_id == job_id, Event.seq > seq).order_by(Event.seq).limit(limit)
+    if settle_seconds:
+        query = query.where(Event.created_at <= db_now() - settle_seconds)
+    return session.scalars(query).all()
+
+
+def states(session: Session, job_ids: Collection[str]) -> dict[str, str]:
+    """The status of jobs of any projects."""
+    found = session.execute(select(Job.id, Job.status).where(Job.id.in_(job_ids)))
+    return {row.id: row.status for row in found}
 
 
 def checkpoints_page(session: Session, job_id: str, *, after: str | None, limit: int) -> Page[Checkpoint]:

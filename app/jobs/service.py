@@ -1,6 +1,6 @@
 """What can be done with fine-tuning jobs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,7 +16,6 @@ from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
 from app.contracts.states import JobStatus, WorkKind
 from app.db import Database
-from app.errors import NotFoundError
 from app.files.service import checked_file
 from app.idempotency.created import created_id, made_before
 from app.jobs import repository
@@ -24,6 +23,7 @@ from app.jobs.control import JobControl
 from app.jobs.planning import resolve_plan, resolve_protection
 from app.jobs.requirements import require_artefacts, require_sense
 from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
+from app.jobs.streaming import EventStreams
 from app.models import Job, add_event
 from app.queue import Publisher, enqueue
 
@@ -44,10 +44,12 @@ class JobService:
     cancel_wait_seconds: float = 5.0
     """How long a cancellation or a pause waits for a worker to let go before it answers with the state as it is."""
     _control: JobControl = field(init=False)
+    _streams: EventStreams = field(init=False)
     _polls: Batched[tuple[str, str], bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_polls", Batched(self._read))
+        object.__setattr__(self, "_streams", EventStreams(self.database))
         object.__setattr__(self, "_control", JobControl(self.database, self.publisher, self.cancel_wait_seconds))
 
     def create(self, tenant: Tenant, request: JobCreate) -> JobObject:
@@ -111,7 +113,7 @@ class JobService:
         """
         found = await self._polls.get((tenant.project_id, job_id))
         if found is None:
-            raise _missing(job_id)
+            raise repository.missing(job_id)
         return found
 
     def _read(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
@@ -140,6 +142,10 @@ class JobService:
     def _object(self, job: Job) -> JobObject:
         return JobObject.from_row(job, self.organization)
 
+    def follow(self, tenant: Tenant, job_id: str, after: str | None) -> AsyncIterator[bytes]:
+        """The job's events as they come (see EventStreams); raises what its `start` raises."""
+        return self._streams.follow(self._streams.start(tenant, job_id, after))
+
     def events(self, tenant: Tenant, job_id: str, *, after: str | None, limit: int) -> ListOf[EventObject]:
         with self.database.reading() as session:
             job = get_job(session, tenant, job_id)
@@ -166,11 +172,4 @@ def get_job(session: Session, tenant: Tenant, job_id: str) -> Job:
     Raises:
         NotFoundError: The project has none with this id.
     """
-    job = repository.get(session, tenant.project_id, job_id)
-    if job is None:
-        raise _missing(job_id)
-    return job
-
-
-def _missing(job_id: str) -> NotFoundError:
-    return NotFoundError(f"Could not find fine tune: {job_id}", param="fine_tuning_job_id")
+    return repository.existing(session, tenant.project_id, job_id)

@@ -80,7 +80,9 @@ async def _follow(port: int, key: str, job_id: str, listener: _Listener, num_eve
     while line := await reader.readline():
         if not line.startswith(b"data:"):
             continue
-        text = json.loads(line.removeprefix(b"data:")).get("message", "")
+        if line == b"data: [DONE]\n":
+            return
+        text = json.loads(line.removeprefix(b"data:"))["message"]
         if not text.startswith("Step "):
             continue
         if text in listener.events:
