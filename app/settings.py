@@ -53,6 +53,8 @@ class Settings(BaseSettings):
     """How often expired leases are reaped and forgotten messages sent again."""
     max_attempts: int = Field(default=3, ge=1)
     """Attempts at one piece of work before it fails as worker_lost."""
+    retry_seconds: float = Field(default=5.0, gt=0.0)
+    """Pause before the second attempt; doubled for each further one, up to ten minutes."""
     stop_grace_seconds: float = Field(default=30.0, ge=0.0)
     """How long a training process may take to stop when asked, before it is killed."""
     worker_threads: int = Field(default=0, ge=0)

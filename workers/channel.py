@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from app.contracts.chat_file import InvalidChatFileError
@@ -108,8 +108,10 @@ def run_child(work: Callable[[Channel], None]) -> int:
         except StopAsked:
             return ExitCode.STOPPED
         except Exception as error:  # the edge of the process: everything becomes a message and a code
-            traceback.print_exc()
             channel.send(failure_of(error))
+            # Last, because the log may lie on the disk that is full.
+            with suppress(OSError):
+                traceback.print_exc()
             return ExitCode.FAILED
         return ExitCode.DONE
 
@@ -118,6 +120,9 @@ def failure_of(error: Exception) -> FailureMessage:
     """The failure code and sentence for an error."""
     # A stranger's file can make a message of any length.
     text = _shortened(str(error))
+    if _is_disk_full(error):
+        message = "The worker's disk is full. The provider has to free space; the job can then be created again."
+        return FailureMessage(code=FailureCode.DISK_FULL, message=message, is_retryable=True)
     if isinstance(error, ValidationRefused):
         return FailureMessage(code=FailureCode.INVALID_VALIDATION_FILE, message=text, param="validation_file")
     if isinstance(error, DatasetRefused | InvalidChatFileError):
@@ -141,13 +146,20 @@ def failure_of(error: Exception) -> FailureMessage:
     if isinstance(error, MemoryError) or is_torch_out_of_memory:
         message = "The training process ran out of memory. Use a smaller batch_size or shorter rows."
         return FailureMessage(code=FailureCode.OUT_OF_MEMORY, message=message, is_retryable=True)
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        message = "The worker's disk is full. The provider has to free space; the job can then be created again."
-        return FailureMessage(code=FailureCode.DISK_FULL, message=message)
     # What exactly broke is in the worker's log; a tenant is told no paths and no stack.
     message = "The job failed for a reason inside the service. The provider finds it in the worker's log."
     # A defect fails again; a file system or network that was away for a moment may not.
     return FailureMessage(code=FailureCode.INTERNAL_ERROR, message=message, is_retryable=isinstance(error, OSError))
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Libraries wrap what the system said, some in a class of their own with nothing but a text."""
+    while error is not None:
+        is_said = "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
+        if is_said or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _shortened(text: str) -> str:

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,27 @@ class TestChild:
         assert done.returncode == ExitCode.DONE
         assert json.loads(done.stdout)["message"] == "hello"
 
+    def test_says_why_it_failed_when_its_log_cannot_be_written(self) -> None:
+        program = (
+            "import sys\nfrom workers.channel import *\n"
+            "def work(channel):\n    raise ValueError\n"
+            "sys.exit(run_child(work))"
+        )
+        reading, writing = os.pipe()
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, "-u", "-c", program],
+                stdin=reading,
+                stdout=subprocess.PIPE,
+                stderr=full,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        os.close(reading)
+        os.close(writing)
+        assert json.loads(done.stdout)["code"] == FailureCode.INTERNAL_ERROR
+
     def test_keeps_prints_of_libraries_out_of_its_messages(self) -> None:
         done = run_child("print('noise', flush=True); os.system('echo more noise'); channel.say('hello')")
         assert [json.loads(line)["message"] for line in done.stdout.splitlines()] == ["hello"]
@@ -97,7 +119,8 @@ class TestFailure:
                 RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
                 *(FailureCode.OUT_OF_MEMORY, None, True),
             ),
-            (OSError(errno.ENOSPC, "No space left on device"), FailureCode.DISK_FULL, None, False),
+            (OSError(errno.ENOSPC, "No space left on device"), FailureCode.DISK_FULL, None, True),
+            (RuntimeError("I/O error: No space left on device (os error 28)"), FailureCode.DISK_FULL, None, True),
             (OSError(errno.EIO, "I/O error"), FailureCode.INTERNAL_ERROR, None, True),
             (KeyError("x"), FailureCode.INTERNAL_ERROR, None, False),
         ],

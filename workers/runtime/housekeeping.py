@@ -26,6 +26,7 @@ from app.models import Work
 from app.settings import Settings
 from app.storage import ObjectStorage
 from app.uploads.sweeping import sweep_uploads
+from workers.runtime.attempts import sweep_attempts
 from workers.runtime.bell import Bell, BrokerBell
 from workers.runtime.failures import lost
 from workers.runtime.lease import Lease, finish, release, seize
@@ -139,6 +140,7 @@ class Housekeeper:
             return
         self._unfinished_due_at = time.monotonic() + UNFINISHED_SWEEP_SECONDS
         self._storage.delete_unfinished(older_than_seconds=UNFINISHED_SECONDS)
+        sweep_attempts(self._db, self._storage)
 
     def _reap(self, work_id: str) -> bool:
         with self._db.transaction() as session:
@@ -161,7 +163,9 @@ class Housekeeper:
             state = WorkState.FAILED
         else:
             handler.requeue(session, "The worker was lost.")
-            release(session, lease, pause_seconds=retry_pause(lease), counts=True, error=_REAPED.message)
+            release(
+                session, lease, pause_seconds=retry_pause(self._settings, lease), counts=True, error=_REAPED.message
+            )
             return WorkState.QUEUED
         finish(session, lease, state, error=_REAPED.message)
         return state

@@ -43,8 +43,7 @@ from workers.runtime.registry import HANDLERS
 FLUSH_SECONDS = 1.0
 """Messages of so much time become rows in one transaction."""
 POLL_SECONDS = 0.1
-FIRST_PAUSE_SECONDS = 5.0
-"""Before the second attempt; doubled for each further one."""
+LONGEST_PAUSE_SECONDS = 600.0
 
 _T = TypeVar("_T")
 
@@ -296,7 +295,13 @@ class _Attempt:
                 error = f"{end.failure.message}\n{self._log_tail}".strip()
                 if self._is_to_be_repeated(end):
                     self._handler.requeue(session, end.failure.message)
-                    release(session, self._lease, pause_seconds=retry_pause(self._lease), counts=True, error=error)
+                    release(
+                        session,
+                        self._lease,
+                        pause_seconds=retry_pause(self._settings, self._lease),
+                        counts=True,
+                        error=error,
+                    )
                     return None
                 self._handler.fail(session, end.failure)
                 state = WorkState.FAILED
@@ -330,6 +335,6 @@ class _Attempt:
                 time.sleep(POLL_SECONDS)
 
 
-def retry_pause(lease: Lease) -> float:
+def retry_pause(settings: Settings, lease: Lease) -> float:
     """Seconds to wait before the attempt after this one."""
-    return FIRST_PAUSE_SECONDS * 2.0 ** (lease.attempt - 1)
+    return min(LONGEST_PAUSE_SECONDS, settings.retry_seconds * 2.0 ** min(lease.attempt - 1, 30))

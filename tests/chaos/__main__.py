@@ -1,0 +1,48 @@
+"""Kills parts of the service at random while jobs run, and prints what became of them.
+
+python -m tests.chaos --kills 100 --seeds 0 1
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import typer
+
+from tests.chaos.back_ends import BACK_ENDS, chaos
+from tests.chaos.run import Outcome, table
+
+
+def main() -> None:
+    """Runs, prints the table and ends with 1 where anything is not as it should be."""
+    parser = argparse.ArgumentParser("tests.chaos", description=__doc__.splitlines()[0])
+    parser.add_argument("--back-ends", nargs="+", choices=BACK_ENDS, default=list(BACK_ENDS))
+    parser.add_argument("--kills", type=int, default=50, help="in each run (default 50)")
+    parser.add_argument("--jobs", type=int, default=9, help="at the same time (default 9; more follow)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--pause", type=float, default=3.0, help="mean seconds between kills (default 3)")
+    args = parser.parse_args()
+    outcomes: dict[str, Outcome] = {}
+    for seed in args.seeds:
+        for back_end in args.back_ends:
+            with (
+                tempfile.TemporaryDirectory() as name,
+                chaos(back_end, Path(name), seed, _tell) as run,
+            ):
+                outcomes[f"{back_end}, seed {seed}"] = run.run(kills=args.kills, jobs=args.jobs, mean_pause=args.pause)
+    typer.echo(table([outcome.row(name) for name, outcome in outcomes.items()]))
+    for name, outcome in outcomes.items():
+        killed = ", ".join(f"{count} {what}" for what, count in sorted(outcome.kills.items()))
+        typer.echo(f"\n{name}: {killed}")
+        for found in (outcome.lost, outcome.duplicated, outcome.stuck, outcome.wrong, outcome.left):
+            typer.echo("".join(f"  {line}\n" for line in found), nl=False)
+    sys.exit(0 if all(outcome.is_clean for outcome in outcomes.values()) else 1)
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
+
+
+if __name__ == "__main__":
+    main()
