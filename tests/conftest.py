@@ -26,6 +26,9 @@ class _BackendTally:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Numbers are worked out on the CPU; a GPU, where there is one, is for the tests that ask for it (-m gpu).
+    if "gpu" not in config.option.markexpr:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # Workers of pytest-xdist report to the controller, which alone prints.
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_BackendTally(), "backend-tally")

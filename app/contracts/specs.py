@@ -38,6 +38,8 @@ class JobSpec(Value):
     """ft:... name that the job will publish."""
     num_processes: int = Field(default=1, ge=1)
     """Processes that train together, one a GPU."""
+    micro_batch_divisor: int = Field(default=1, ge=1)
+    """2 once memory ran out: every step is computed in twice as many forwards, and stays the same step."""
     finished_stages: dict[str, dict[str, object]] = Field(default_factory=dict)
     """What earlier attempts finished: stage name -> what it handed on."""
 

@@ -90,6 +90,7 @@ class Backbone:
         tokens: int,
         scaling: float,
         ranks: Ranks | None = None,
+        divisor: int = 1,
     ) -> None:
         self.model: PreTrainedModel = base.model
         self.head = head
@@ -107,6 +108,7 @@ class Backbone:
         """A [rank, inputs] and B [outputs, rank] in training, by name of the weight's module in the base."""
         self.ranks = ranks or Ranks()
         self._tokens = tokens
+        self._divisor = divisor
 
     def forward(self, rows: Sequence[TokenRow]) -> Forward:
         """One forward over all of `rows`; the model must be in `packed_attention`."""
@@ -115,8 +117,13 @@ class Backbone:
             return Forward(rows, hidden_states(self.model, batch), batch.row_starts)
 
     def cuts(self, rows: Sequence[TokenRow]) -> list[list[TokenRow]]:
-        """Rows in forwards of a bounded number of tokens: of several processes each gets its share, possibly none."""
-        return micro_batches(self.ranks.share(rows), self._tokens)
+        """Rows in forwards of a bounded number of tokens: of several processes each gets its share, possibly none.
+
+        With a divisor a forward has at most that part of what it would have had.
+        """
+        share = self.ranks.share(rows)
+        largest = min(self._tokens, sum(len(row.ids) for row in share))
+        return micro_batches(share, -(-largest // self._divisor))
 
     def total(self, value: float) -> float:
         """The sum over all processes of a number that forwards have added up (one process: the number as it is).

@@ -63,6 +63,7 @@ def finetune(
     control: RunControl | None = None,
     ranks: Ranks | None = None,
     start_from: Path | None = None,
+    micro_batch_divisor: int = 1,
 ) -> FinetuneResult:
     """Trains a LoRA adapter with the plan's method.
 
@@ -84,6 +85,8 @@ def finetune(
             folder that all of them see.
         start_from: Folder of an adapter of the plan's shape that training begins with instead of a fresh one. What the
             method prepares is prepared on the base all the same.
+        micro_batch_divisor: Into so many more forwards every step is cut, for want of memory. Gradients are those of
+            the same batch, up to the rounding of sums; checkpoints are good for any divisor.
 
     Raises:
         DatasetRefused: A row cannot be trained on (ValidationRefused: or not be validated with).
@@ -105,7 +108,7 @@ def finetune(
     max_tokens = row_limit(base.model, plan.max_row_tokens)
     dataset = encode_dataset(base.codec, rows, max_tokens=max_tokens)
     validation = _encode_validation(base.codec, validation_rows, max_tokens) if validation_rows else None
-    backbone = _with_fresh_adapter(base, plan, ranks)
+    backbone = _with_fresh_adapter(base, plan, ranks, micro_batch_divisor)
     method = build_method(plan)
     loop = TrainingLoop(
         backbone=backbone,
@@ -148,12 +151,12 @@ def write_metrics(path: Path, history: Sequence[StepMetrics]) -> None:
             writer.writerow([m.step, f"{m.loss:.6f}", f"{m.token_accuracy:.6f}", *valid, *counted])
 
 
-def _with_fresh_adapter(base: LoadedModel, plan: TrainingPlan, ranks: Ranks) -> Backbone:
+def _with_fresh_adapter(base: LoadedModel, plan: TrainingPlan, ranks: Ranks, divisor: int) -> Backbone:
     peft_model = adapters.attach(base.model, plan.lora, seed=plan.seed)
     parameters = adapters.trainable_parameters(peft_model)
     head = output_head(base.model)
     tokens, scaling = plan.micro_batch_tokens, plan.lora.scaling
-    return Backbone(base, peft_model, head, parameters, tokens=tokens, scaling=scaling, ranks=ranks)
+    return Backbone(base, peft_model, head, parameters, tokens=tokens, scaling=scaling, ranks=ranks, divisor=divisor)
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from app.contracts.progress import ExitCode, FailureMessage
 from app.contracts.states import FailureCode
 
 _OUT_OF_MEMORY = (
-    "The training process ran out of memory and was killed. Use a smaller batch size or shorter rows, or ask the "
-    "operator for a worker with more memory."
+    "The process ran out of memory and was killed. Use a smaller batch size, fewer memory rows or shorter rows, or ask "
+    "the operator for a worker with more memory."
 )
 _WORKER_LOST = "The worker that ran this was lost ({cause}). Create the job again; if this returns, ask the operator."
 _INTERNAL = (

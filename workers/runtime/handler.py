@@ -116,6 +116,14 @@ class WorkHandler(ABC):
     def requeue(self, session: Session, reason: str) -> None:
         """Marks the subject as waiting for another attempt."""
 
+    def need_less_memory(self, session: Session) -> str | None:
+        """After memory ran out: makes the next attempt need less.
+
+        Returns:
+            What is done, as a sentence; None where another attempt would end in the same way.
+        """
+        return None
+
     @abstractmethod
     def stop(self, session: Session, request: StopRequest) -> WorkState:
         """Marks the subject as cancelled or paused; its process is gone.

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.contracts.decision import withheld_message
 from app.contracts.gate import GateDecision
+from app.contracts.methods import Replay
 from app.contracts.plan import TrainingPlan
 from app.contracts.progress import FailureMessage, JobResultMessage, Message
 from app.contracts.protection import Protection
@@ -74,6 +75,7 @@ class JobHandler(WorkHandler):
             gate=protection.gate,
             model_name=self._model_name,
             num_processes=self._settings.training_processes,
+            micro_batch_divisor=self._job.micro_batch_divisor,
             finished_stages=self._job.stages,
         )
         (folder / SPEC_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
@@ -151,6 +153,18 @@ class JobHandler(WorkHandler):
         if session.scalar(select(Job.status).where(Job.id == self.lease.subject_id)) != JobStatus.QUEUED:
             job_rows.move(session, self.lease.subject_id, JobStatus.QUEUED)
         add_event(session, self.lease.subject_id, f"{reason} The job waits for its next attempt.", level="warn")
+
+    def need_less_memory(self, session: Session) -> str | None:
+        job = session.get_one(Job, self.lease.subject_id, populate_existing=True)
+        plan = TrainingPlan.model_validate(job.plan)
+        # With replayed rows beside it there is something to divide even in a batch of one row.
+        if job.micro_batch_divisor > 1 or (plan.batch_size == 1 and not isinstance(plan.method, Replay)):
+            return None
+        job.micro_batch_divisor = 2
+        return (
+            "The training process ran out of memory. It is tried again with half the micro-batch and twice the "
+            f"accumulation; the effective batch stays at {plan.batch_size} row{'s' if plan.batch_size > 1 else ''}."
+        )
 
     def stop(self, session: Session, request: StopRequest) -> WorkState:
         is_pause = request == "pause"

@@ -29,7 +29,7 @@ from app.contracts.progress import (
     ProgressMessage,
 )
 from app.contracts.specs import SPEC_FILE
-from app.contracts.states import WorkKind, WorkState
+from app.contracts.states import FailureCode, WorkKind, WorkState
 from app.db import Database
 from app.settings import Settings
 from app.storage import ObjectStorage
@@ -293,8 +293,8 @@ class _Attempt:
                 return None
             case _Failed():
                 error = f"{end.failure.message}\n{self._log_tail}".strip()
-                if self._is_to_be_repeated(end):
-                    self._handler.requeue(session, end.failure.message)
+                if reason := self._reason_to_repeat(session, end):
+                    self._handler.requeue(session, reason)
                     release(
                         session,
                         self._lease,
@@ -307,6 +307,14 @@ class _Attempt:
                 state = WorkState.FAILED
         finish(session, self._lease, state, error=error)
         return state
+
+    def _reason_to_repeat(self, session: Session, end: _Failed) -> str | None:
+        if not self._is_to_be_repeated(end):
+            return None
+        if end.failure.code == FailureCode.OUT_OF_MEMORY:
+            # As it was, it would run out again.
+            return self._handler.need_less_memory(session)
+        return end.failure.message
 
     def _is_to_be_repeated(self, end: _End) -> bool:
         match end:

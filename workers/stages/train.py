@@ -111,4 +111,5 @@ def trained(
         validation_rows=validation_rows,
         control=control,
         ranks=ranks,
+        micro_batch_divisor=spec.micro_batch_divisor,
     )

@@ -45,6 +45,7 @@ def train(
     rows: Sequence[ChatRow] | None = None,
     validation_rows: Sequence[ChatRow] = (),
     control: RunControl | None = None,
+    micro_batch_divisor: int = 1,
 ) -> FinetuneResult:
     """`finetune` on a freshly loaded model, as a new process would do it."""
     return finetune(
@@ -57,10 +58,11 @@ def train(
         artefacts=artefacts,
         validation_rows=validation_rows,
         control=control,
+        micro_batch_divisor=micro_batch_divisor,
     )
 
 
-def perturbed_backbone(loaded: LoadedModel, chosen: TrainingPlan) -> Backbone:
+def perturbed_backbone(loaded: LoadedModel, chosen: TrainingPlan, *, divisor: int = 1) -> Backbone:
     """An adapter that is away from its start, where it would change nothing."""
     peft_model = adapters.attach(loaded.model, chosen.lora, seed=chosen.seed)
     parameters = adapters.trainable_parameters(peft_model)
@@ -74,6 +76,7 @@ def perturbed_backbone(loaded: LoadedModel, chosen: TrainingPlan) -> Backbone:
         parameters,
         tokens=chosen.micro_batch_tokens,
         scaling=chosen.lora.scaling,
+        divisor=divisor,
     )
 
 

@@ -125,7 +125,7 @@ class TestTwoProcesses:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices: pytest -m gpu")
 def test_two_gpus_make_the_adapter_that_one_makes(prepared: Artefacts, tmp_path: Path) -> None:
     chosen = settings(DER)
     train_together(tmp_path, prepared, [Run("two", chosen)], on_gpus=True)

@@ -88,7 +88,7 @@ class TestTraining:
         assert result.history[-1].loss < 0.75 * result.history[0].loss
 
     @pytest.mark.gpu
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: pytest -m gpu")
     def test_on_a_gpu(self, refusing: Artefacts, tmp_path: Path) -> None:
         chosen = plan(DER, quantisation="nf4", precision="bf16", gradient_checkpointing=True, num_epochs=4)
         result = train(refusing.model_dir, chosen, tmp_path, artefacts=refusing)

@@ -8,11 +8,13 @@ from app.contracts.plan import TrainingPlan
 from tests.workers.conftest import TinyModels
 from tests.workers.conversations import short_rows
 from tests.workers.finetuning.prepared import MEMORY, write_prepared
-from tests.workers.finetuning.runs import DER, NONE, StopAfter, adapter_bytes, plan, train
+from tests.workers.finetuning.runs import DER, NONE, StopAfter, adapter_bytes, perturbed_backbone, plan, train
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.checkpoints import load_checkpoint
 from workers.finetuning.errors import CheckpointDamaged
+from workers.finetuning.rows import TokenRow
 from workers.finetuning.run import CHECKPOINT_DIR, METRICS_FILE
+from workers.modeling.loading import load
 
 DROPOUT = {"rank": 4, "alpha": 8, "dropout": 0.3}
 
@@ -55,6 +57,30 @@ class TestContinuedRun:
         assert continued.summary.model_copy(update={"seconds": 0.0}) == whole.summary.model_copy(
             update={"seconds": 0.0}
         )
+
+    @pytest.mark.parametrize("method", ["none", "der", "lwf", "agem", "refresh", "safegrad"])
+    def test_in_more_forwards_for_want_of_memory_makes_the_same_steps(
+        self, method: str, model_dir: Path, prepared: Artefacts, tmp_path: Path
+    ) -> None:
+        """The next attempt goes on from the last one's checkpoint with half the micro-batch."""
+        chosen = plan({"name": method}, num_epochs=2)
+        whole = train(model_dir, chosen, tmp_path / "whole", artefacts=prepared)
+        train(model_dir, chosen, tmp_path / "parts", artefacts=prepared, control=StopAfter(2))
+        divided = train(model_dir, chosen, tmp_path / "parts", artefacts=prepared, micro_batch_divisor=2)
+        for one, other in zip(divided.history, whole.history, strict=True):
+            assert one.loss == pytest.approx(other.loss, rel=1e-4)
+            assert (one.trained_tokens, one.processed_tokens) == (other.trained_tokens, other.processed_tokens)
+
+    @pytest.mark.parametrize(
+        ("tokens", "divisor", "count"), [(1000, 1, 1), (1000, 2, 2), (1000, 4, 4), (20, 1, 2), (20, 2, 4)]
+    )
+    def test_has_that_many_more_forwards(self, tokens: int, divisor: int, count: int, model_dir: Path) -> None:
+        """Four rows of ten tokens."""
+        chosen = plan(NONE, micro_batch_tokens=tokens)
+        backbone = perturbed_backbone(load(model_dir, precision="fp32"), chosen, divisor=divisor)
+        rows = [TokenRow(tuple(range(k, k + 10)), (8,), (k,)) for k in range(4)]
+        assert len(backbone.cuts(rows)) == count
+        assert backbone.cuts([]) == []
 
     def test_that_was_finished_trains_no_more(self, model_dir: Path, tmp_path: Path) -> None:
         first = train(model_dir, plan(NONE), tmp_path)

@@ -142,7 +142,8 @@ class TestFisherInformation:
         stored = load(base.model_dir).model.dtype
         assert {f.dtype for f in found.weights.values()} == {stored}
         weights = {name: f.double() for name, f in found.weights.items()}
-        relative = 0.1 if stored == torch.bfloat16 else 1e-5
+        # Gradients of queries and keys nearly cancel in this model: their squares keep four of float32's digits.
+        relative = 0.1 if stored == torch.bfloat16 else 2e-4
         assert_same(weights, literal_fisher(loaded.model, rows), relative=relative)
         assert listener.progress_of("Fisher information rows") == [4]
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from app.contracts.plan import TrainingPlan
 from app.contracts.progress import Message
 from app.contracts.specs import SPEC_FILE, JobSpec
 from app.contracts.states import JobPhase, JobStatus, WorkKind, WorkState
@@ -135,6 +136,37 @@ class TestFailure:
         run_work(world.runtime("fail_for_now"), queued.work_id, NEVER)
         job = world.job(queued.job_id)
         assert (job.status, job.error_code) == (JobStatus.FAILED, "disk_full")
+
+    def test_where_memory_runs_out_the_next_attempt_needs_less(self, world: Any) -> None:
+        queued = world.add_job()
+        run_work(world.runtime("out_of_memory"), queued.work_id, NEVER)
+        job = world.job(queued.job_id)
+        assert (job.status, job.micro_batch_divisor) == (JobStatus.QUEUED, 2)
+        assert world.sentences(queued.job_id)[-1] == (
+            "The training process ran out of memory. It is tried again with half the micro-batch and twice the "
+            "accumulation; the effective batch stays at 8 rows. The job waits for its next attempt."
+        )
+        world.set_work(queued.work_id, available_at=0.0)
+        run_work(world.runtime("out_of_memory"), queued.work_id, NEVER)
+        assert world.job(queued.job_id).status == JobStatus.SUCCEEDED
+
+    def test_where_it_runs_out_again_that_is_final(self, world: Any) -> None:
+        queued = world.add_job()
+        for status in (JobStatus.QUEUED, JobStatus.FAILED):
+            run_work(world.runtime("always_out_of_memory"), queued.work_id, NEVER)
+            assert world.job(queued.job_id).status == status
+            world.set_work(queued.work_id, available_at=0.0)
+        job = world.job(queued.job_id)
+        assert (job.error_code, job.error_message) == ("out_of_memory", "CUDA out of memory.")
+        assert world.work(queued.work_id).attempt == 2
+
+    @pytest.mark.parametrize(("method", "status"), [("none", JobStatus.FAILED), ("der", JobStatus.QUEUED)])
+    def test_one_row_alone_cannot_be_divided(self, world: Any, method: str, status: JobStatus) -> None:
+        queued = world.add_job()
+        plan = TrainingPlan(method={"name": method}, batch_size=1)
+        world.set_job(queued.job_id, plan=plan.model_dump(mode="json"))
+        run_work(world.runtime("always_out_of_memory"), queued.work_id, NEVER)
+        assert world.job(queued.job_id).status == status
 
     def test_a_killed_child_is_tried_again_and_then_counts_as_lost(self, world: Any) -> None:
         queued = world.add_job()
