@@ -19,7 +19,7 @@ def setting(tiny_base: Path) -> Setting:
 @pytest.fixture(scope="module")
 def tokens(setting: Setting) -> dict[str, list[Step]]:
     """What the steps of every method go through the model with."""
-    bench = Bench(setting)
+    bench = Bench.of(setting)
     loops = {name: bench.loop_of(parts) for name, parts in STEPS.items()}
     with bench.training(list(loops.values())):
         found = {name: [bench.step(loop, n) for n in range(ROUNDS)] for name, loop in loops.items()}
@@ -56,7 +56,7 @@ class TestTokens:
 class TestMinima:
     def test_are_those_that_the_steps_have(self, tokens: dict[str, list[Step]], setting: Setting) -> None:
         user = _total(tokens["none"]) / ROUNDS
-        found = minima(Bench(setting), user, 0.25, range(ROUNDS))
+        found = minima(Bench.of(setting), user, 0.25, range(ROUNDS))
         assert found["lwf"].value == 1.25
         for name in ("der", "derpp", "safeinstruct", "agem", "safegrad", "refresh"):
             assert found[name].value == pytest.approx(_total(tokens[name]) / ROUNDS / user), name
@@ -99,6 +99,6 @@ def _total(steps: list[Step]) -> int:
 
 def _replayed(setting: Setting, *, draws: int) -> int:
     """Tokens of the memory's rows, which are fewer than a draw: every draw has all of them."""
-    memory = Bench(setting).memory
+    memory = Bench.of(setting).memory
     assert len(memory.rows) < 8
     return ROUNDS * draws * sum(len(row.ids) for row in memory.rows)

@@ -17,6 +17,7 @@ from workers.channel import StopAsked
 from workers.data import ADAPTERS_DIR, alignment_rows
 from workers.finetuning.loop import RunControl, StepMetrics
 from workers.finetuning.run import finetune
+from workers.hashing import weights_sha256
 from workers.modeling import adapters
 from workers.modeling.errors import ModelingError
 from workers.modeling.loading import load
@@ -47,7 +48,7 @@ class ShippedAdapter(NamedTuple):
     """An alignment adapter that comes with the project."""
 
     directory: Path
-    base_hash: str
+    weights_sha256: str
 
 
 def shipped_adapter(name: str) -> ShippedAdapter | None:
@@ -55,7 +56,7 @@ def shipped_adapter(name: str) -> ShippedAdapter | None:
     directory = ADAPTERS_DIR / name
     if not (directory / RECORD).is_file():
         return None
-    return ShippedAdapter(directory, json.loads((directory / RECORD).read_text())["base_hash"])
+    return ShippedAdapter(directory, json.loads((directory / RECORD).read_text())["weights_sha256"])
 
 
 def train_alignment(
@@ -101,10 +102,12 @@ def copy_shipped(name: str, fetched: FetchedModel, target: Path) -> None:
     found = shipped_adapter(name)
     if found is None:
         raise ModelingError(f"The project ships no alignment adapter «{name}»; prepare with --retrain.")
-    if found.base_hash != fetched.content_hash:
+    # Not the folder's hash: configuration files name the library's version that has written them.
+    weights = weights_sha256(fetched.directory)
+    if found.weights_sha256 != weights:
         raise ModelingError(
-            f"The shipped adapter «{name}» was made for weights {found.base_hash[:12]}, these are "
-            f"{fetched.content_hash[:12]}; prepare with --retrain."
+            f"The shipped adapter «{name}» was made for weights {found.weights_sha256[:12]}, these are "
+            f"{weights[:12]}; prepare with --retrain."
         )
     shutil.copytree(found.directory, target, ignore=shutil.ignore_patterns(RECORD))
 

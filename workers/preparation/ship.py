@@ -13,9 +13,10 @@ import typer
 
 from workers.data import ADAPTERS_DIR, ALIGNMENT_FILE
 from workers.finetuning.artefacts import Artefacts
-from workers.hashing import file_sha256
+from workers.hashing import file_sha256, weights_sha256
 from workers.modeling.adapters import CONFIG_FILE, WEIGHTS_FILE
 from workers.preparation.alignment import RECORD
+from workers.preparation.run import FETCHED_DIR
 
 MAX_BYTES = 5_000_000
 """Larger ones do not belong into a source tree."""
@@ -42,7 +43,7 @@ def main(
     record = {
         "command": f"unforgotten models prepare {name} --retrain",
         "source": artefacts.record["source"],
-        "base_hash": artefacts.record["base_hash"],
+        "weights_sha256": weights_sha256(prepared.parent / FETCHED_DIR / artefacts.record["base_hash"]),
         "alignment": artefacts.record["recipe"]["alignment"],
         "alignment_set_sha256": file_sha256(ALIGNMENT_FILE),
         "adapter_sha256": file_sha256(weights),
