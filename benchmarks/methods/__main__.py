@@ -60,7 +60,7 @@ def main() -> None:
     steps = {name: parts for name, parts in STEPS.items() if name in {NONE, DER, *args.methods}}
     # First, while this process is small and keeps no core busy.
     alone = {name: measure_alone(parts, setting, here.threads) for name, parts in (steps | MERGES).items()}
-    bench = Bench(setting)
+    bench = Bench.of(setting)
     loops = {name: bench.loop_of(parts) for name, parts in steps.items()}
     timed = _rounds(bench, loops, args.warmup, args.rounds)
     plain = timed[NONE]
@@ -84,10 +84,10 @@ def _rounds(bench: Bench, loops: dict[str, TrainingLoop], warmup: int, rounds: i
         for number in range(warmup + rounds):
             # Each round begins with another loop: what comes after a large step finds other caches.
             for name in names[number % len(names) :] + names[: number % len(names)]:
-                started = _now()
+                started = now()
                 step = calls[name](number)
                 if number >= warmup:
-                    found[name].append(Timed(_now() - started, step))
+                    found[name].append(Timed(now() - started, step))
     return found
 
 
@@ -160,7 +160,8 @@ def _print_alone(alone: dict[str, Alone]) -> None:
         print(f"| {name} | {memory} | {one.prepare_seconds:.2f} | {one.release_seconds:.2f} |")
 
 
-def _now() -> float:
+def now() -> float:
+    """Seconds of a clock, once the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -39,7 +39,7 @@ def measure_alone(parts: dict[str, Any], setting: Setting, threads: int) -> Alon
 def measure_in_this_process(parts: dict[str, Any], setting: Setting, threads: int) -> Alone:
     """The same here, for a process that has done nothing else."""
     use_threads(threads)
-    bench = Bench(setting)
+    bench = Bench.of(setting)
     _reset_peak()
     loop, prepare_seconds = _timed(lambda: bench.loop_of(parts))
     with bench.training([loop]):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
 from app.contracts.chat_file import read_rows
 from app.contracts.plan import TrainingPlan
@@ -22,7 +23,7 @@ from workers.finetuning.methods import build_method
 from workers.finetuning.rows import TokenRow, dropout_seed, encode_dataset, memory_indices
 from workers.modeling import adapters
 from workers.modeling.heads import output_head
-from workers.modeling.loading import autocast, load
+from workers.modeling.loading import LoadedModel, autocast, load
 from workers.modeling.packing import packed_attention
 
 NONE, DER = "none", "der"
@@ -50,9 +51,39 @@ class Setting(NamedTuple):
 class Bench:
     """The model, the rows, and a loop for each method; every loop has an optimizer of its own."""
 
-    def __init__(self, setting: Setting) -> None:
-        self.artefacts = Artefacts(setting.base)
-        loaded = load(self.artefacts.model_dir)
+    def __init__(
+        self,
+        base: LoadedModel,
+        rows: Sequence[TokenRow],
+        load_memory: Callable[[PreTrainedModel], SafetyMemory],
+        artefacts: Artefacts,
+        *,
+        batch_size: int,
+        micro_batch_tokens: int = TrainingPlan().micro_batch_tokens,
+    ) -> None:
+        self.artefacts = artefacts
+        self.model = base.model
+        self.rows = rows
+        self.plan = TrainingPlan(batch_size=batch_size, micro_batch_tokens=micro_batch_tokens)
+        peft_model = adapters.attach(base.model, self.plan.lora, seed=0)
+        self.backbone = Backbone(
+            base,
+            peft_model,
+            output_head(base.model),
+            adapters.trainable_parameters(peft_model),
+            tokens=self.plan.micro_batch_tokens,
+            scaling=self.plan.lora.scaling,
+        )
+        self._load_memory = load_memory
+        self._memory: SafetyMemory | None = None
+        self._gradient_tokens = self._forward_tokens = 0
+        self.model.get_input_embeddings().register_forward_pre_hook(self._count)
+
+    @classmethod
+    def of(cls, setting: Setting) -> "Bench":
+        """On a prepared base and the rows of a chat file."""
+        artefacts = Artefacts(setting.base)
+        loaded = load(artefacts.model_dir)
         num_rows = setting.num_steps * setting.batch_size
         chat_rows = [row for _, row in islice(read_rows(setting.data), num_rows)]
         if len(chat_rows) < num_rows:
@@ -60,32 +91,24 @@ class Bench:
             raise SystemExit(
                 f"{setting.data.name} has {len(chat_rows)} rows and {num_rows} are needed: lower --rounds."
             )
-        self.model = loaded.model
-        self.rows = encode_dataset(loaded.codec, chat_rows, max_tokens=2048).rows
-        self.plan = TrainingPlan(batch_size=setting.batch_size)
-        peft_model = adapters.attach(loaded.model, self.plan.lora, seed=0)
-        self.backbone = Backbone(
-            loaded,
-            peft_model,
-            output_head(loaded.model),
-            adapters.trainable_parameters(peft_model),
-            tokens=self.plan.micro_batch_tokens,
-            scaling=self.plan.lora.scaling,
-        )
-        self._memory: SafetyMemory | None = None
-        self._gradient_tokens = self._forward_tokens = 0
-        self.model.get_input_embeddings().register_forward_pre_hook(self._count)
+        rows = encode_dataset(loaded.codec, chat_rows, max_tokens=2048).rows
+
+        def memory(model: PreTrainedModel) -> SafetyMemory:
+            return load_memory(artefacts.memory_file, artefacts.teacher_file, model)
+
+        return cls(loaded, rows, memory, artefacts, batch_size=setting.batch_size)
 
     @property
     def memory(self) -> SafetyMemory:
         """The base's, loaded once for all loops; the adapter is at its start when the first asks for it."""
         if self._memory is None:
-            self._memory = load_memory(self.artefacts.memory_file, self.artefacts.teacher_file, self.model)
+            self._memory = self._load_memory(self.model)
         return self._memory
 
     def loop_of(self, parts: dict[str, Any]) -> TrainingLoop:
         """A loop with its method prepared. All have to be there before the first step, which moves the adapter."""
-        plan = TrainingPlan(**parts, batch_size=self.plan.batch_size)
+        tokens = self.plan.micro_batch_tokens
+        plan = TrainingPlan(**parts, batch_size=self.plan.batch_size, micro_batch_tokens=tokens)
         method = build_method(plan)
         loop = TrainingLoop(
             backbone=self.backbone,
