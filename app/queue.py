@@ -105,12 +105,24 @@ class LatePublisher:
         return self._current[1]
 
 
-def enqueue(session: Session, publisher: Publisher, kind: WorkKind, subject_id: str, *, max_attempts: int) -> Work:
-    """Adds work on a job, a base, ... to the session's transaction and announces it after the commit."""
+def enqueue(
+    session: Session,
+    publisher: Publisher,
+    kind: WorkKind,
+    subject_id: str,
+    *,
+    max_attempts: int,
+    project_id: str | None = None,
+) -> Work:
+    """Adds work on a job, a base, ... to the session's transaction and announces it after the commit.
+
+    `project_id` says whose turn in the queue it takes; the provider's own work has none and goes first.
+    """
     work = Work(
         id=new_id("work_"),
         kind=kind,
         subject_id=subject_id,
+        project_id=project_id,
         state=WorkState.QUEUED,
         attempt=0,
         max_attempts=max_attempts,

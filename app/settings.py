@@ -9,6 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
+from app.contracts.limits import ProjectLimits
 from app.contracts.risk import RiskPolicy
 
 
@@ -69,6 +70,9 @@ class Settings(BaseSettings):
     stricter bounds, never for looser ones."""
     risk: RiskPolicy = Field(default_factory=RiskPolicy)
     """What is done about risky uploads before training, as JSON: {"high": "block"}."""
+    limits: ProjectLimits = Field(default_factory=ProjectLimits)
+    """What a project may use, as JSON: {"max_running_jobs": 2, "max_stored_bytes": 10000000000}. Projects can be given
+    their own: `unforgotten projects limits`."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
 
     @model_validator(mode="after")

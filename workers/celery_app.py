@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.storage import ObjectStorage
 from workers.runtime.beat import Beat
 from workers.runtime.drain import DrainPipe
-from workers.runtime.supervisor import Runtime, default_commands, run_work
+from workers.runtime.supervisor import Runtime, default_commands, run_next
 
 
 class Worker:
@@ -79,8 +79,8 @@ class Worker:
         celery.task(self._work, name=WORK_TASK)
         return celery
 
-    def _work(self, work_id: str) -> None:
-        """The task, in a pool process."""
+    def _work(self, _work_id: str) -> None:
+        """The task, in a pool process: a message says that something waits, not what is next."""
         # Built here, not before the fork: connections must not be shared by processes.
         if self._runtime is None:
             self._runtime = Runtime(
@@ -92,7 +92,10 @@ class Worker:
         # A service manager may send SIGTERM to every process of ours at once.
         before = signal.signal(signal.SIGTERM, lambda *_: self._drain.raise_here())
         try:
-            run_work(self._runtime, work_id, self._drain)
+            # Not only for this message: whoever ends a job of a project with a limit has made room for its next one,
+            # whose message may long have come and gone.
+            while not self._drain.is_set() and run_next(self._runtime, self._drain):
+                continue
         finally:
             signal.signal(signal.SIGTERM, before)
 

@@ -74,7 +74,14 @@ class EvaluationService:
             )
             session.add(evaluation)
             session.flush()
-            enqueue(session, self.publisher, WorkKind.EVALUATE_ADAPTER, evaluation.id, max_attempts=self.max_attempts)
+            enqueue(
+                session,
+                self.publisher,
+                WorkKind.EVALUATE_ADAPTER,
+                evaluation.id,
+                max_attempts=self.max_attempts,
+                project_id=tenant.project_id,
+            )
             return EvaluationObject.from_row(evaluation)
 
     def list(self, tenant: Tenant, *, after: str | None, limit: int) -> ListOf[EvaluationObject]:

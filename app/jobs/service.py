@@ -94,7 +94,14 @@ class JobService:
             add_event(session, job.id, f"Created fine-tuning job: {job.id}")
             add_event(session, job.id, f"Validating training file: {job.training_file}")
             add_event(session, job.id, "Files validated, moving job to queued state")
-            enqueue(session, self.publisher, WorkKind.FINE_TUNING_JOB, job.id, max_attempts=self.max_attempts)
+            enqueue(
+                session,
+                self.publisher,
+                WorkKind.FINE_TUNING_JOB,
+                job.id,
+                max_attempts=self.max_attempts,
+                project_id=tenant.project_id,
+            )
             return JobObject.from_row(job, self.organization)
 
     def list(

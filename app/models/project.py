@@ -4,7 +4,7 @@ from sqlalchemy import Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Row
-from app.models.columns import CreatedAt, Id, JsonDict
+from app.models.columns import CreatedAt, Id, JsonDict, Seconds
 
 
 class Project(Row):
@@ -16,4 +16,6 @@ class Project(Row):
     """Work of projects with a higher one is taken first, whatever waits below."""
     limits: Mapped[JsonDict] = mapped_column(default=dict)
     """contracts.limits.ProjectLimits: where this project's differ from the service's."""
+    served_at: Mapped[Seconds | None]
+    """When a worker last took work of this project: of equals, whoever waited longest is next."""
     created_at: Mapped[CreatedAt]

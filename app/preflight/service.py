@@ -47,7 +47,14 @@ class PreflightService:
             )
             session.add(preflight)
             session.flush()
-            enqueue(session, self.publisher, WorkKind.PREFLIGHT, preflight.id, max_attempts=self.max_attempts)
+            enqueue(
+                session,
+                self.publisher,
+                WorkKind.PREFLIGHT,
+                preflight.id,
+                max_attempts=self.max_attempts,
+                project_id=tenant.project_id,
+            )
             return PreflightObject.from_row(preflight)
 
     def list(self, tenant: Tenant, *, after: str | None, limit: int) -> ListOf[PreflightObject]:

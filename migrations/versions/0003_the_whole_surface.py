@@ -33,6 +33,7 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
         "projects": (
             sa.Column("priority", sa.Integer(), nullable=False, server_default="0"),
             sa.Column("limits", _JSON, nullable=False, server_default="{}"),
+            sa.Column("served_at", sa.Double(), nullable=True),
         ),
         "work": (sa.Column("project_id", sa.String(length=64), nullable=True),),
         "jobs": (

@@ -39,6 +39,7 @@ from workers.runtime.handler import Result, StopRequest, WorkFailedError
 from workers.runtime.heartbeat import Heartbeat
 from workers.runtime.lease import Lease, LeaseLostError, claim, finish, prove, release
 from workers.runtime.registry import HANDLERS
+from workers.runtime.turns import claim_next
 
 FLUSH_SECONDS = 1.0
 """Messages of so much time become rows in one transaction."""
@@ -82,6 +83,20 @@ def run_work(runtime: Runtime, work_id: str, drain: Flag) -> bool:
     """
     with runtime.db.transaction() as session:
         lease = claim(session, work_id, runtime.owner, lease_seconds=runtime.settings.lease_seconds)
+    if lease is None:
+        return False
+    _Attempt(runtime, lease, drain).run()
+    return True
+
+
+def run_next(runtime: Runtime, drain: Flag) -> bool:
+    """The same with the work whose turn it is (see turns.py).
+
+    Returns:
+        False where nothing waits that may be taken now.
+    """
+    settings = runtime.settings
+    lease = claim_next(runtime.db, runtime.owner, lease_seconds=settings.lease_seconds, limits=settings.limits)
     if lease is None:
         return False
     _Attempt(runtime, lease, drain).run()
