@@ -22,3 +22,12 @@ class ChatRow(Value):
     """One row of a training file: a conversation that ends with the assistant."""
 
     messages: tuple[ChatMessage, ...] = Field(min_length=1)
+
+
+class PreferenceRow(Value):
+    """One row of a preference file: a conversation that waits for an answer, one that is wanted and one that is not."""
+
+    messages: tuple[ChatMessage, ...] = Field(min_length=1)
+    """Ends with the user."""
+    preferred: ChatMessage
+    rejected: ChatMessage
