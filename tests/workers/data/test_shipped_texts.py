@@ -190,7 +190,7 @@ class TestShippedAdapters:
             assert weights.stat().st_size <= 5_000_000, folder.name
             assert record["adapter_sha256"] == file_sha256(weights), folder.name
             assert record["command"] == f"unforgotten models prepare {folder.name} --retrain"
-            assert len(record["base_hash"]) == 64
+            assert len(record["weights_sha256"]) == 64
 
 
 def public_prompts() -> Iterator[str]:
