@@ -12,6 +12,7 @@ from pydantic_settings import SettingsError
 from rich.markup import escape
 from rich.table import Table
 
+from app.audit.commands import audit_cli
 from app.auth.service import AuthService
 from app.catalog.entries import CATALOGUE, find_entry
 from app.catalog.service import CatalogService
@@ -38,6 +39,7 @@ db_cli = typer.Typer(help="The database's schema.", no_args_is_help=True)
 cli.add_typer(models_cli, name="models")
 cli.add_typer(keys_cli, name="keys")
 cli.add_typer(jobs_cli, name="jobs")
+cli.add_typer(audit_cli, name="audit")
 cli.add_typer(db_cli, name="db")
 
 MAX_NAME_CHARACTERS = 128

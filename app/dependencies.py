@@ -10,11 +10,13 @@ from app.adapters.service import AdapterService
 from app.auth.schemas import Tenant
 from app.auth.service import AuthService
 from app.catalog.service import CatalogService
+from app.errors import PermissionDeniedError
 from app.evaluations.service import EvaluationService
 from app.files.service import FileService
 from app.health.service import HealthService
 from app.idempotency.service import IdempotencyService
 from app.jobs.service import JobService
+from app.organization.service import OrganizationService
 from app.preflight.service import PreflightService
 from app.reports.service import ReportService
 from app.uploads.service import UploadService
@@ -34,6 +36,7 @@ class Services:
     catalog: CatalogService
     reports: ReportService
     adapters: AdapterService
+    organization: OrganizationService
     health: HealthService
 
 
@@ -57,3 +60,12 @@ async def find_tenant(request: Request, services: ServicesDep) -> Tenant:
 
 
 TenantDep = Annotated[Tenant, Depends(find_tenant)]
+
+
+async def _find_admin(tenant: TenantDep) -> Tenant:
+    if not tenant.is_admin:
+        raise PermissionDeniedError("This needs an admin's key: `unforgotten keys create --admin` makes one.")
+    return tenant
+
+
+AdminDep = Annotated[Tenant, Depends(_find_admin)]

@@ -13,6 +13,7 @@ import app.evaluations.endpoints
 import app.files.endpoints
 import app.health.endpoints
 import app.jobs.endpoints
+import app.organization.endpoints
 import app.preflight.endpoints
 import app.reports.endpoints
 import app.uploads.endpoints
@@ -31,6 +32,7 @@ from app.health.service import HealthService
 from app.idempotency.service import IdempotencyService
 from app.jobs.service import JobService
 from app.logs import configure_logs
+from app.organization.service import OrganizationService
 from app.preflight.service import PreflightService
 from app.queue import LatePublisher, Publisher
 from app.reports.service import ReportService
@@ -48,6 +50,7 @@ _ROUTERS: tuple[APIRouter, ...] = (
     app.preflight.endpoints.router,
     app.evaluations.endpoints.router,
     app.catalog.endpoints.router,
+    app.organization.endpoints.router,
     app.health.endpoints.router,
 )
 # Endpoints that stream their body and limit it themselves.
@@ -95,6 +98,7 @@ def build_services(
         catalog=CatalogService(database, settings.organization),
         reports=ReportService(database, storage),
         adapters=adapters,
+        organization=OrganizationService(database),
         health=HealthService(database, storage, publisher, worker_seconds),
     )
 

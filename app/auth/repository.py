@@ -5,6 +5,7 @@ from sqlalchemy.orm import Session
 
 from app.db import db_now
 from app.models import ApiKey, Project
+from app.pagination import Page, fetch_page
 
 
 def get_live_key(session: Session, sha256: str) -> ApiKey | None:
@@ -29,7 +30,28 @@ def list_keys(session: Session) -> list[tuple[ApiKey, Project]]:
 
 
 def revoke_key(session: Session, key_id: str) -> bool:
-    """True if there is such a key; revoking twice keeps the first time."""
+    """False if it is revoked already."""
     query = update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=db_now())
-    session.execute(query)
-    return session.get(ApiKey, key_id) is not None
+    return session.scalar(query.returning(ApiKey.id).execution_options(synchronize_session=False)) is not None
+
+
+def get_project(session: Session, project_id: str) -> Project | None:
+    """The project with this id."""
+    return session.get(Project, project_id)
+
+
+def projects_page(session: Session, *, after: str | None, limit: int) -> Page[Project]:
+    """The newest first."""
+    query = select(Project)
+    return fetch_page(session, query, (Project.created_at, Project.id), identity=Project.id, after=after, limit=limit)
+
+
+def keys_page(session: Session, project_id: str, *, after: str | None, limit: int) -> Page[ApiKey]:
+    """A project's keys, the newest first; revoked and expired ones too."""
+    query = select(ApiKey).where(ApiKey.project_id == project_id)
+    return fetch_page(session, query, (ApiKey.created_at, ApiKey.id), identity=ApiKey.id, after=after, limit=limit)
+
+
+def get_key(session: Session, project_id: str, key_id: str) -> ApiKey | None:
+    """The project's key, whatever has become of it."""
+    return session.scalars(select(ApiKey).where(ApiKey.id == key_id, ApiKey.project_id == project_id)).one_or_none()

@@ -4,7 +4,11 @@ import hashlib
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
+from sqlalchemy.orm import Session
+
+from app.audit.log import OPERATOR, record
 from app.auth import repository
 from app.auth.schemas import Tenant
 from app.db import Database, db_now
@@ -30,6 +34,14 @@ class ListedKey:
     created_at: float
     expires_at: float | None
     revoked_at: float | None
+
+
+class IssuedKey(NamedTuple):
+    """A key that was made just now."""
+
+    row: ApiKey
+    secret: str
+    """What its owner sends. It is nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +80,15 @@ class AuthService:
         self, project_name: str, *, name: str = "", expires_days: float | None = None, is_admin: bool = False
     ) -> str:
         """A new key of the project, which is created if it is missing. It is shown this once."""
-        key = KEY_PREFIX + secrets.token_urlsafe(32)
+        seconds = None if expires_days is None else expires_days * 86400.0
         with self.database.transaction() as session:
             project = repository.get_project_by_name(session, project_name)
             if project is None:
-                project = Project(id=new_id("proj_"), name=project_name)
-                session.add(project)
-                session.flush()
-            session.add(
-                ApiKey(
-                    id=new_id("key_"),
-                    project_id=project.id,
-                    name=name,
-                    sha256=_hash(key),
-                    hint=key[-4:],
-                    is_admin=is_admin,
-                    expires_at=None if expires_days is None else db_now() + expires_days * 86400.0,
-                )
+                project = add_project(session, OPERATOR, new_id("proj_"), project_name)
+            issued = issue_key(
+                session, OPERATOR, project.id, name=name, expires_after_seconds=seconds, is_admin=is_admin
             )
-        return key
+        return issued.secret
 
     def list_keys(self) -> list[ListedKey]:
         with self.database.transaction() as session:
@@ -107,7 +109,52 @@ class AuthService:
     def revoke_key(self, key_id: str) -> bool:
         """True if there is such a key."""
         with self.database.transaction() as session:
-            return repository.revoke_key(session, key_id)
+            return revoke(session, OPERATOR, key_id)
+
+
+def add_project(session: Session, actor: str, project_id: str, name: str) -> Project:
+    """A new project; its name is free."""
+    project = Project(id=project_id, name=name)
+    session.add(project)
+    session.flush()
+    record(session, actor, project_id, "project.created", project_id, {"name": name})
+    return project
+
+
+def issue_key(
+    session: Session,
+    actor: str,
+    project_id: str,
+    *,
+    name: str,
+    expires_after_seconds: float | None,
+    is_admin: bool,
+) -> IssuedKey:
+    """A new key of a project that is there."""
+    secret = KEY_PREFIX + secrets.token_urlsafe(32)
+    row = ApiKey(
+        id=new_id("key_"),
+        project_id=project_id,
+        name=name,
+        sha256=_hash(secret),
+        hint=secret[-4:],
+        is_admin=is_admin,
+        expires_at=None if expires_after_seconds is None else db_now() + expires_after_seconds,
+    )
+    session.add(row)
+    session.flush()
+    record(session, actor, project_id, "api_key.created", row.id, {"name": name, "is_admin": is_admin})
+    return IssuedKey(row, secret)
+
+
+def revoke(session: Session, actor: str, key_id: str) -> bool:
+    """Makes a key useless; True if there is such a key. Revoking twice keeps the first time."""
+    key = session.get(ApiKey, key_id)
+    if key is None:
+        return False
+    if repository.revoke_key(session, key_id):
+        record(session, actor, key.project_id, "api_key.revoked", key_id)
+    return True
 
 
 def _hash(key: str) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from app.audit.log import OPERATOR, record
 from app.auth.schemas import Tenant
 from app.catalog import repository
 from app.catalog.methods import safety_methods
@@ -55,6 +56,7 @@ class CatalogService:
             tuned = repository.get_fine_tuned(session, tenant.project_id, model_id)
             if tuned is not None:
                 tuned.deleted_at = db_now()
+                record(session, tenant.key_id, tenant.project_id, "model.deleted", model_id)
                 return ModelDeleted(id=model_id)
             base = repository.get_base(session, model_id)
             if base is not None and base.status == BaseStatus.READY:
@@ -79,6 +81,7 @@ class CatalogService:
                     status=BaseStatus.REGISTERED,
                 )
             )
+            record(session, OPERATOR, None, "base.added", entry.id, {"source": entry.source})
             return BaseStatus.REGISTERED
 
     def bases(self) -> dict[str, RegisteredBase]:
@@ -99,6 +102,8 @@ class CatalogService:
                 raise _missing(base_id)
             defaults = TrainingDefaults.model_validate({**row.training_defaults, **changes})
             row.training_defaults = defaults.model_dump(mode="json")
+            if changes:
+                record(session, OPERATOR, None, "base.changed", base_id, {k: str(v) for k, v in changes.items()})
             return defaults
 
     def _base(self, row: BaseModelRow) -> ModelObject:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 from starlette.datastructures import Headers
 
+from app.audit.log import record
 from app.auth.schemas import Tenant
 from app.contracts.datasets import FileValidation
 from app.db import Database, db_now
@@ -89,6 +90,7 @@ class FileService:
             with self.database.transaction() as session:
                 if may_show(session):
                     repository.show(session, file_id, received.expires_after_seconds)
+                    record(session, tenant.key_id, tenant.project_id, "file.created", file_id, _facts(received))
                     is_shown = True
         finally:
             if not is_shown:
@@ -121,6 +123,7 @@ class FileService:
                 what = f"The file is used by {user.id}, which is {user.status}. Wait for its end, or cancel a job."
                 raise InvalidRequestError(what, param="file_id", code="file_in_use")
             session.delete(row)
+            record(session, tenant.key_id, tenant.project_id, "file.deleted", file_id)
         # After the commit: an object without a row is only waste, a row without its object would be a broken file.
         self.storage.delete(row.storage_key)
         return FileDeleted(id=file_id)
@@ -192,6 +195,17 @@ def _hidden_row(file_id: str, tenant: Tenant, received: ReceivedFile) -> File:
         status_details=_details(received.validation),
         validation=None if received.validation is None else received.validation.model_dump(mode="json"),
     )
+
+
+def _facts(received: ReceivedFile) -> dict[str, str | int | bool | None]:
+    """What the audit log keeps of a file; that it expires is known from the beginning."""
+    return {
+        "filename": received.filename,
+        "purpose": received.purpose,
+        "bytes": received.num_bytes,
+        "sha256": received.sha256,
+        "expires_after_seconds": received.expires_after_seconds,
+    }
 
 
 def _details(validation: FileValidation | None) -> str | None:

@@ -7,9 +7,11 @@ still runs then says so, with the phase `cancelling` or `pausing`.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy.orm import Session
 
+from app.audit.log import record
 from app.contracts.states import JobStatus
 from app.db import Database
 from app.errors import InvalidRequestError
@@ -23,7 +25,7 @@ GetJob = Callable[[Session], Job]
 
 @dataclass(frozen=True)
 class JobControl:
-    """Moves that a job's owner can ask for."""
+    """Moves that a job's owner can ask for; `actor` is the key that asks."""
 
     database: Database
     publisher: Publisher
@@ -31,25 +33,25 @@ class JobControl:
     """How long an answer waits for a worker to let go."""
     poll_seconds: float = 0.2
 
-    def cancel(self, get_job: GetJob) -> Job:
+    def cancel(self, get_job: GetJob, actor: str) -> Job:
         """Ends the job for good.
 
         Raises:
             NotFoundError: There is no such job.
             InvalidRequestError: It has ended in another way.
         """
-        return self._until(JobStatus.CANCELLED, get_job, _cancel)
+        return self._until(JobStatus.CANCELLED, get_job, partial(_cancel, actor=actor))
 
-    def pause(self, get_job: GetJob) -> Job:
+    def pause(self, get_job: GetJob, actor: str) -> Job:
         """Stops the job where it is; its worker keeps a checkpoint and takes other work.
 
         Raises:
             NotFoundError: There is no such job.
             InvalidRequestError: It has ended, or is being cancelled.
         """
-        return self._until(JobStatus.PAUSED, get_job, _pause)
+        return self._until(JobStatus.PAUSED, get_job, partial(_pause, actor=actor))
 
-    def resume(self, get_job: GetJob) -> Job:
+    def resume(self, get_job: GetJob, actor: str) -> Job:
         """Puts a paused job back into the queue; one that waits or runs goes on doing so.
 
         Raises:
@@ -65,9 +67,11 @@ class JobControl:
                 if work_id is not None and repository.requeue_paused(session, job.id):
                     add_event(session, job.id, "Fine-tuning job resumed, moving it to queued state")
                     announce(session, self.publisher, work_id)
+                    record(session, actor, job.project_id, "job.resumed", job.id)
             elif repository.withdraw_pause(session, job.id):
                 # Its worker may be stopping already: it looks once more before it calls the job paused.
                 add_event(session, job.id, "The pause was withdrawn")
+                record(session, actor, job.project_id, "job.resumed", job.id)
             session.refresh(job)
             return job
 
@@ -85,22 +89,26 @@ class JobControl:
             time.sleep(self.poll_seconds)
 
 
-def _cancel(session: Session, job: Job) -> None:
+def _cancel(session: Session, job: Job, actor: str) -> None:
     _refuse_final(job, "cancelled")
     # Work before job, as workers do when they claim: the other order could deadlock with them.
     if repository.end_waiting_work(session, job.id) and repository.cancel_now(session, job.id):
         add_event(session, job.id, "Fine-tuning job cancelled")
+        record(session, actor, job.project_id, "job.cancelled", job.id)
     elif repository.request_stop(session, job.id, "cancel"):
         add_event(session, job.id, "Cancellation requested, stopping the worker")
+        record(session, actor, job.project_id, "job.cancel_requested", job.id)
 
 
-def _pause(session: Session, job: Job) -> None:
+def _pause(session: Session, job: Job, actor: str) -> None:
     _refuse_final(job, "paused")
     _refuse_cancelling(job, "paused")
     if repository.pause_waiting_work(session, job.id) and repository.pause_now(session, job.id):
         add_event(session, job.id, "Fine-tuning job paused")
+        record(session, actor, job.project_id, "job.paused", job.id)
     elif repository.request_stop(session, job.id, "pause"):
         add_event(session, job.id, "Pause requested, the worker keeps a checkpoint and stops")
+        record(session, actor, job.project_id, "job.pause_requested", job.id)
 
 
 def _refuse_final(job: Job, done: str) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
+from app.audit.log import OPERATOR, record
 from app.contracts.protection import Protection
 from app.contracts.states import FailureCode
 from app.db import Database
@@ -75,6 +76,7 @@ class JobOperations:
             )
             add_event(session, job.id, f"New fine-tuned model created: {name}")
             add_event(session, job.id, "The job has successfully completed")
+            record(session, OPERATOR, job.project_id, "model.released", name, {"job": job.id, "reason": reason})
         return name
 
 

@@ -6,6 +6,7 @@ from functools import partial
 
 from sqlalchemy.orm import Session
 
+from app.audit.log import record
 from app.auth.schemas import Tenant
 from app.batching import Batched
 from app.catalog import repository as catalog
@@ -102,6 +103,8 @@ class JobService:
                 max_attempts=self.max_attempts,
                 project_id=tenant.project_id,
             )
+            facts = {"model": job.model, "training_file": job.training_file, "validation_file": job.validation_file}
+            record(session, tenant.key_id, tenant.project_id, "job.created", job.id, facts)
             return JobObject.from_row(job, self.organization)
 
     def list(
@@ -136,15 +139,15 @@ class JobService:
 
     def cancel(self, tenant: Tenant, job_id: str) -> JobObject:
         """See JobControl."""
-        return self._object(self._control.cancel(partial(get_job, tenant=tenant, job_id=job_id)))
+        return self._object(self._control.cancel(partial(get_job, tenant=tenant, job_id=job_id), tenant.key_id))
 
     def pause(self, tenant: Tenant, job_id: str) -> JobObject:
         """See JobControl."""
-        return self._object(self._control.pause(partial(get_job, tenant=tenant, job_id=job_id)))
+        return self._object(self._control.pause(partial(get_job, tenant=tenant, job_id=job_id), tenant.key_id))
 
     def resume(self, tenant: Tenant, job_id: str) -> JobObject:
         """See JobControl."""
-        return self._object(self._control.resume(partial(get_job, tenant=tenant, job_id=job_id)))
+        return self._object(self._control.resume(partial(get_job, tenant=tenant, job_id=job_id), tenant.key_id))
 
     def _object(self, job: Job) -> JobObject:
         return JobObject.from_row(job, self.organization)

@@ -27,6 +27,27 @@ _TABLES = (
     "checkpoint_permissions",
 )
 
+# Entries are added and read. A database's owner can drop the triggers; `unforgotten audit verify` sees what was done.
+_SQLITE_TRIGGERS = tuple(
+    f"CREATE TRIGGER audit_log_no_{change.lower()} BEFORE {change} ON audit_log "
+    "BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END"
+    for change in ("UPDATE", "DELETE")
+)
+_POSTGRESQL_TRIGGERS = (
+    """
+    CREATE FUNCTION refuse_change_of_audit_log() RETURNS trigger LANGUAGE plpgsql AS
+    $$ BEGIN RAISE EXCEPTION 'the audit log is only added to'; END $$
+    """,
+    """
+    CREATE TRIGGER audit_log_no_change BEFORE UPDATE OR DELETE ON audit_log
+    FOR EACH ROW EXECUTE FUNCTION refuse_change_of_audit_log()
+    """,
+    """
+    CREATE TRIGGER audit_log_no_truncate BEFORE TRUNCATE ON audit_log
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change_of_audit_log()
+    """,
+)
+
 
 def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
     return {
@@ -71,6 +92,8 @@ def upgrade() -> None:
 def downgrade() -> None:
     for table in reversed(_TABLES):
         op.drop_table(table)
+    if op.get_bind().dialect.name != "sqlite":
+        op.execute("DROP FUNCTION refuse_change_of_audit_log()")
     op.drop_index("ix_work_project_state", "work")
     for table, columns in reversed(_added().items()):
         for column in reversed(columns):
@@ -193,6 +216,9 @@ def _create_audit_log() -> None:
         sa.UniqueConstraint("hash", name="uq_audit_log_hash"),
     )
     op.create_index("ix_audit_log_project", "audit_log", ["project_id", "seq"])
+    statements = _SQLITE_TRIGGERS if op.get_bind().dialect.name == "sqlite" else _POSTGRESQL_TRIGGERS
+    for statement in statements:
+        op.execute(statement)
 
 
 def _create_checkpoint_permissions() -> None:

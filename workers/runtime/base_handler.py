@@ -6,6 +6,7 @@ from pathlib import Path
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from app.audit.log import SERVICE, record
 from app.contracts.bases import PrepareRecipe
 from app.contracts.progress import BaseResultMessage, BaseStatusMessage, FailureMessage, Message
 from app.contracts.specs import SPEC_FILE, PrepareSpec
@@ -67,6 +68,7 @@ class BaseHandler(WorkHandler):
 
     def succeed(self, session: Session, stored: str) -> None:
         self._set(session, status=BaseStatus.READY, prepared_hash=stored, ready_at=db_now(), error=None)
+        record(session, SERVICE, None, "base.prepared", self.lease.subject_id, {"prepared_hash": stored})
 
     def fail(self, session: Session, failure: FailureMessage) -> None:
         self._set(session, status=BaseStatus.FAILED, error=failure.message)

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.audit.log import SERVICE, record
 from app.contracts.decision import withheld_message
 from app.contracts.gate import GateDecision
 from app.contracts.methods import Replay
@@ -129,12 +130,14 @@ class JobHandler(WorkHandler):
         job_rows.move(session, job.id, JobStatus.SUCCEEDED, fine_tuned_model=self._model_name, **results)
         add_event(session, job.id, f"New fine-tuned model created: {self._model_name}")
         add_event(session, job.id, "The job has successfully completed")
+        record(session, SERVICE, job.project_id, "model.published", self._model_name, {"job": job.id})
 
     def _withhold(self, session: Session, job: Job, gate: GateDecision, results: dict[str, Any]) -> None:
         code = FailureCode.SAFETY_GATE
         message = withheld_message(gate, TrainingPlan.model_validate(job.plan).method.name)
         job_rows.move(session, job.id, JobStatus.FAILED, error_code=code, error_message=message, **results)
         add_event(session, job.id, message, level="error", data={"code": code.value})
+        record(session, SERVICE, job.project_id, "model.withheld", self._model_name, {"job": job.id})
 
     def fail(self, session: Session, failure: FailureMessage) -> None:
         job_rows.move(
@@ -171,6 +174,8 @@ class JobHandler(WorkHandler):
         status = JobStatus.PAUSED if is_pause else JobStatus.CANCELLED
         job_rows.move(session, self.lease.subject_id, status, stop_requested=None)
         add_event(session, self.lease.subject_id, f"Fine-tuning job {status}")
+        job = session.get_one(Job, self.lease.subject_id)
+        record(session, SERVICE, job.project_id, f"job.{status}", job.id)
         return WorkState.PAUSED if is_pause else WorkState.CANCELLED
 
 

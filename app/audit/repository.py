@@ -1,0 +1,32 @@
+"""Entries of the audit log, as they are read."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.models import AuditEntry
+
+
+def newest(
+    session: Session,
+    *,
+    project_ids: Sequence[str] = (),
+    actions: Sequence[str] = (),
+    before_seq: int | None = None,
+    limit: int,
+) -> Sequence[AuditEntry]:
+    """The newest first; only of these projects and with these actions, where some are given."""
+    query = select(AuditEntry)
+    if project_ids:
+        query = query.where(AuditEntry.project_id.in_(project_ids))
+    if actions:
+        query = query.where(AuditEntry.action.in_(actions))
+    if before_seq is not None:
+        query = query.where(AuditEntry.seq < before_seq)
+    return session.scalars(query.order_by(AuditEntry.seq.desc()).limit(limit)).all()
+
+
+def after(session: Session, seq: int, *, limit: int) -> Sequence[AuditEntry]:
+    """The entries that follow one, the oldest first."""
+    return session.scalars(select(AuditEntry).where(AuditEntry.seq > seq).order_by(AuditEntry.seq).limit(limit)).all()
