@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from sqlalchemy import event, func, select
 from sqlalchemy.orm import Session
 
+from app.audit import repository
 from app.db import db_now
 from app.models import AuditEntry
 
@@ -28,7 +29,6 @@ AuditData = Mapping[str, str | int | bool | None]
 
 _LOCK = 0x756E666F7267
 """Of PostgreSQL's advisory locks: whoever appends holds it until its transaction ends."""
-_BATCH = 1000
 
 
 class BrokenChainError(ValueError):
@@ -79,7 +79,7 @@ def verify(session: Session, *, head: str | None = None) -> Chain:
         BrokenChainError: An entry is missing, changed or added; the message names the first one.
     """
     num_entries, last, is_head_there = 0, GENESIS, head in (None, GENESIS)
-    for entry in session.scalars(select(AuditEntry).order_by(AuditEntry.seq).execution_options(yield_per=_BATCH)):
+    for entry in repository.all_entries(session):
         expected = num_entries + 1
         if entry.seq != expected:
             raise BrokenChainError(f"Entry {expected} is missing: after entry {num_entries} comes {entry.seq}.")

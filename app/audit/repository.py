@@ -1,11 +1,13 @@
 """Entries of the audit log, as they are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.models import AuditEntry
+
+_BATCH = 1000
 
 
 def newest(
@@ -25,6 +27,14 @@ def newest(
     if before_seq is not None:
         query = query.where(AuditEntry.seq < before_seq)
     return session.scalars(query.order_by(AuditEntry.seq.desc()).limit(limit)).all()
+
+
+def all_entries(session: Session) -> Iterator[AuditEntry]:
+    """The oldest first, some at a time."""
+    last = 0
+    while entries := after(session, last, limit=_BATCH):
+        yield from entries
+        last = entries[-1].seq
 
 
 def after(session: Session, seq: int, *, limit: int) -> Sequence[AuditEntry]:
