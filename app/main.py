@@ -32,6 +32,7 @@ from app.health.service import HealthService
 from app.idempotency.service import IdempotencyService
 from app.jobs.service import JobService
 from app.logs import configure_logs
+from app.openapi import install_openapi
 from app.organization.service import OrganizationService
 from app.preflight.service import PreflightService
 from app.queue import LatePublisher, Publisher
@@ -131,6 +132,7 @@ def create_app(
     for router in _ROUTERS:
         api.include_router(router)
     install_error_handlers(api)
+    install_openapi(api)
     api.add_middleware(Envelope, organization=settings.organization, unlimited_paths=_STREAMED)
     return api
 

@@ -1,0 +1,188 @@
+"""Whatever is sent, the service answers as its OpenAPI document says, and never with a failure of its own.
+
+Schemathesis makes the requests from the document: good ones, bad ones, and sequences in which one request uses what an
+earlier one made. The short form is part of the suite and always the same; `make fuzz` sends several hundred to each
+operation, other ones each time.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings, strategies
+from hypothesis.stateful import run_state_machine_as_test
+from schemathesis import Case, GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from schemathesis.specs.openapi.schemas import OpenApiSchema
+from sqlalchemy import select
+
+from app import main
+from app.auth.service import AuthService
+from app.contracts.states import BaseStatus
+from app.db import Database, db_now
+from app.main import create_app
+from app.models import ApiKey, WorkerBeat
+from app.settings import Settings
+from app.storage import ObjectStorage
+from tests.app.helpers import BASE, RecordingPublisher, add_base, created_job
+
+LONG = "UNFORGOTTEN_FUZZ_EXAMPLES"
+NUM_EXAMPLES = int(os.environ.get(LONG, "8"))
+NUM_SEQUENCES = max(10, NUM_EXAMPLES // 2)
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+]
+OPERATIONS = sorted(
+    f"{method} {route.path.replace(':path}', '}')}"
+    for router in main._ROUTERS
+    for route in router.routes
+    for method in route.methods
+)
+FUZZING = settings(
+    max_examples=NUM_EXAMPLES,
+    derandomize=LONG not in os.environ,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    """The OpenAPI document: made once, as it is the same for every test."""
+    parts = Settings(_env_file=None)
+    storage = ObjectStorage("memory:///")
+    database = Database("sqlite://")
+    found = create_app(parts, database=database, storage=storage, publisher=RecordingPublisher()).openapi()
+    database.dispose()
+    return found
+
+
+@pytest.fixture(scope="module")
+def tally(request: pytest.FixtureRequest) -> Iterator[Counter[int]]:
+    """Answers by their status; the long form tells them at its end."""
+    statuses: Counter[int] = Counter()
+    yield statuses
+    if LONG in os.environ:
+        shown = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
+        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+        assert reporter is not None
+        reporter.write_line(f"\n{statuses.total()} answers: {shown}")
+
+
+@pytest.fixture
+def api(settings: Settings, database: Database, storage: ObjectStorage, document: dict[str, Any]) -> FastAPI:
+    # A cancellation that waits would take most of the time.
+    api = create_app(
+        settings, database=database, storage=storage, publisher=RecordingPublisher(), cancel_wait_seconds=0.0
+    )
+    api.openapi_schema = document
+    return api
+
+
+@pytest.fixture
+def headers(database: Database) -> dict[str, str]:
+    """Of an admin, who may use every route."""
+    key = AuthService(database).create_key("acme", is_admin=True)
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.fixture
+def known(api: FastAPI, database: Database, headers: dict[str, str]) -> dict[str, str]:
+    """Ids of things that are there. A worker is there too: without one the service is not ready, and says 503."""
+    with database.transaction() as session:
+        session.add(WorkerBeat(id="worker-1", seen_at=db_now()))
+    add_base(database, BASE, BaseStatus.READY)
+    client = TestClient(api, headers=headers)
+    job = created_job(client)
+    file_id = job["training_file"]
+    body = {"model": BASE, "training_file": file_id}
+    new_upload = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": 9, "mime_type": "application/jsonl"}
+    AuthService(database).create_key("umbrella")
+    with database.reading() as session:
+        key = session.scalars(select(ApiKey).where(ApiKey.is_admin.is_(False))).one()
+    return {
+        "job_id": job["id"],
+        "file_id": file_id,
+        "model_id": BASE,
+        "upload_id": client.post("/v1/uploads", json=new_upload).json()["id"],
+        "preflight_id": client.post("/v1/safety/preflight", json=body).json()["id"],
+        "evaluation_id": "eval-none",
+        "project_id": key.project_id,
+        "api_key_id": key.id,
+        "training_file": file_id,
+        "model": BASE,
+    }
+
+
+@pytest.fixture
+def schema(api: FastAPI) -> OpenApiSchema:
+    return schemathesis.openapi.from_asgi("/openapi.json", api)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_every_answer_to_one_request_is_as_documented(
+    operation: str, schema: OpenApiSchema, headers: dict[str, str], known: dict[str, str], tally: Counter[int]
+) -> None:
+    method, path = operation.split(" ")
+    found = schema[path][method]
+    statuses: Counter[int] = Counter()
+
+    @FUZZING
+    @given(
+        case=strategies.one_of(
+            found.as_strategy(generation_mode=GenerationMode.POSITIVE),
+            found.as_strategy(generation_mode=GenerationMode.NEGATIVE),
+        ),
+        uses_known=strategies.booleans(),
+    )
+    def send(case: Case, uses_known: bool) -> None:
+        if uses_known:
+            _use(known, case)
+        statuses[case.call_and_validate(headers=headers, checks=CHECKS).status_code] += 1
+
+    send()
+    tally.update(statuses)
+    assert statuses.keys() != {401}
+
+
+def test_every_answer_in_a_sequence_of_requests_is_as_documented(
+    schema: OpenApiSchema, headers: dict[str, str], known: dict[str, str], tally: Counter[int]
+) -> None:
+    # A sequence could revoke the key that it uses.
+    rest = schema.exclude(method="DELETE", path_regex="api_keys")
+    statuses: Counter[int] = Counter()
+
+    class Sequence(rest.as_state_machine()):  # type: ignore[misc]
+        def get_call_kwargs(self, case: Case) -> dict[str, Any]:
+            return {"headers": headers}
+
+        def validate_response(self, response: Any, case: Case, **kwargs: Any) -> None:
+            statuses[response.status_code] += 1
+            case.validate_response(response, checks=CHECKS)
+
+    run_state_machine_as_test(Sequence, settings=settings(FUZZING, max_examples=NUM_SEQUENCES))
+    tally.update(statuses)
+    assert statuses[200] > 0
+
+
+def _use(known: dict[str, str], case: Case) -> None:
+    for name in case.path_parameters or {}:
+        case.path_parameters[name] = known[name]
+    if isinstance(case.body, dict):
+        case.body.update({name: known[name] for name in ("model", "training_file") if name in case.body})
