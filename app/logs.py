@@ -1,9 +1,29 @@
 """Logs: one line an event, on standard error; JSON where nobody watches."""
 
 import logging
+import re
 import sys
 
 import structlog
+
+_SECRETS = (
+    # Our keys, OpenAI's, tokens of the model hub, signing secrets of webhooks.
+    (re.compile(r"\b(sk-(?:unf-)?|hf_|whsec_)[A-Za-z0-9_+/=-]{8,}"), r"\1..."),
+    (re.compile(r"(?i)\b(bearer|basic) +[^\s\"',]+"), r"\1 ..."),
+    # The password in a URL.
+    (re.compile(r"(://[^/\s:@\"']*:)[^/\s@]+@"), r"\1...@"),
+)
+
+
+def without_secrets(line: str) -> str:
+    """The line without what looks like a key or a password.
+
+    Nothing is logged that is known to hold one. This is for what is not known: an error's text, a path that somebody
+    has pasted a key into.
+    """
+    for pattern, replacement in _SECRETS:
+        line = pattern.sub(replacement, line)
+    return line
 
 
 def configure_logs(level: str) -> None:
@@ -18,7 +38,12 @@ def configure_logs(level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             renderer,
+            _redact,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def _redact(_: object, __: str, line: str) -> str:
+    return without_secrets(line)
