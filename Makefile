@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow chaos check bench clean
+.PHONY: help demo test test-slow chaos fuzz audit check bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,17 @@ test-slow: $(VENV)/.dev ## tests on SmolLM2 (minutes)
 
 chaos: $(VENV)/.dev ## kill parts of the service at random while jobs run, and count what is lost (minutes)
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+fuzz: $(VENV)/.dev ## several hundred made-up requests to each operation of the API, other ones each time (minutes)
+	UNFORGOTTEN_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest --timeout 3600 tests/app/test_schema_fuzz.py $(ARGS)
+
+$(VENV)/.audit: $(VENV)/.run
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/python -m pip install --quiet 'pip-audit>=2.10,<3'
+	@touch $@
+
+audit: $(VENV)/.audit ## look every pinned version up among known vulnerabilities; needs the network
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict $(ARGS)
 
 check: $(VENV)/.dev ## formatting, lint, types, import rules
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -14,7 +15,6 @@ import structlog
 from app.contracts.states import WorkKind
 from app.logs import configure_logs
 from app.settings import Settings
-from tests.workers.runtime.conftest import World
 from workers.runtime.supervisor import Runtime, run_work
 
 SECRETS = {
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
 def test_an_attempt_whose_child_prints_its_environment_logs_none_of_it(
-    world: World, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    world: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
