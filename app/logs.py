@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+from typing import Any
 
 import structlog
 
@@ -37,13 +38,18 @@ def configure_logs(level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            renderer,
-            _redact,
+            _Redacted(renderer),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 
 
-def _redact(_: object, __: str, line: str) -> str:
-    return without_secrets(line)
+class _Redacted:
+    """A renderer whose lines hold nothing that looks like a secret."""
+
+    def __init__(self, renderer: structlog.typing.Processor) -> None:
+        self._render = renderer
+
+    def __call__(self, logger: Any, name: str, event: structlog.typing.EventDict) -> str:
+        return without_secrets(str(self._render(logger, name, event)))

@@ -141,7 +141,7 @@ def test_every_route_of_the_application_is_in_the_table() -> None:
         for router in main._ROUTERS
         for route in router.routes
         if isinstance(route, APIRoute)
-        for method in route.methods
+        for method in route.methods or ()
     }
     assert found == set(ROUTES)
 
