@@ -20,6 +20,7 @@ from app.organization.service import OrganizationService
 from app.preflight.service import PreflightService
 from app.reports.service import ReportService
 from app.uploads.service import UploadService
+from app.webhooks.service import WebhookService
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Services:
     reports: ReportService
     adapters: AdapterService
     organization: OrganizationService
+    webhooks: WebhookService
     health: HealthService
 
 

@@ -17,6 +17,7 @@ import app.organization.endpoints
 import app.preflight.endpoints
 import app.reports.endpoints
 import app.uploads.endpoints
+import app.webhooks.endpoints
 from app.adapters.service import AdapterService
 from app.auth.service import AuthService
 from app.broker import resolved_broker_url
@@ -41,6 +42,8 @@ from app.schema import ensure_schema
 from app.settings import Settings
 from app.storage import ObjectStorage
 from app.uploads.service import UploadService
+from app.webhooks.sending import Sender
+from app.webhooks.service import WebhookService
 
 _ROUTERS: tuple[APIRouter, ...] = (
     app.files.endpoints.router,
@@ -52,6 +55,7 @@ _ROUTERS: tuple[APIRouter, ...] = (
     app.evaluations.endpoints.router,
     app.catalog.endpoints.router,
     app.organization.endpoints.router,
+    app.webhooks.endpoints.router,
     app.health.endpoints.router,
 )
 # Endpoints that stream their body and limit it themselves.
@@ -100,6 +104,7 @@ def build_services(
         reports=ReportService(database, storage),
         adapters=adapters,
         organization=OrganizationService(database),
+        webhooks=WebhookService(database, Sender(settings.webhooks)),
         health=HealthService(database, storage, publisher, worker_seconds),
     )
 

@@ -11,6 +11,7 @@ from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
 from app.contracts.limits import ProjectLimits
 from app.contracts.risk import RiskPolicy
+from app.contracts.webhooks import WebhookPolicy
 
 
 class Settings(BaseSettings):
@@ -73,6 +74,9 @@ class Settings(BaseSettings):
     limits: ProjectLimits = Field(default_factory=ProjectLimits)
     """What a project may use, as JSON: {"max_running_jobs": 2, "max_stored_bytes": 10000000000}. Projects can be given
     their own: `unforgotten projects limits`."""
+    webhooks: WebhookPolicy = Field(default_factory=WebhookPolicy)
+    """Where tenants' webhooks may lead beside public https addresses, and how many a project may have, as JSON:
+    {"allowed_hosts": ["hooks.internal"], "max_endpoints": 10}."""
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.contracts.states import FINAL_JOB_STATUSES, FailureCode, JobStatus, WorkKind, WorkState
 from app.db import db_now
 from app.errors import NotFoundError
+from app.jobs.moves import move
 from app.models import Checkpoint, Event, Job, Project, Work
 from app.pagination import Page, fetch_page
 
@@ -120,20 +121,20 @@ def _move_work(session: Session, job_id: str, sources: Sequence[WorkState], **va
 
 def cancel_now(session: Session, job_id: str) -> bool:
     """Ends a job that nobody works on; False if it is final already."""
-    values = {"status": JobStatus.CANCELLED, "phase": None, "stop_requested": "cancel", "finished_at": db_now()}
-    return _change(session, job_id, Job.status.not_in(FINAL_JOB_STATUSES), **values)
+    values = {"phase": None, "stop_requested": "cancel", "finished_at": db_now()}
+    return move(session, job_id, JobStatus.CANCELLED, Job.status.not_in(FINAL_JOB_STATUSES), **values)
 
 
 def pause_now(session: Session, job_id: str) -> bool:
     """Pauses a job that nobody works on; False if it does not wait."""
     waits = Job.status.in_((JobStatus.VALIDATING_FILES, JobStatus.QUEUED))
-    return _change(session, job_id, waits, status=JobStatus.PAUSED, phase=None, stop_requested=None)
+    return move(session, job_id, JobStatus.PAUSED, waits, phase=None, stop_requested=None)
 
 
 def requeue_paused(session: Session, job_id: str) -> bool:
     """Queues a paused job; False if it is not paused."""
     is_paused = Job.status == JobStatus.PAUSED
-    return _change(session, job_id, is_paused, status=JobStatus.QUEUED, phase=None, stop_requested=None)
+    return move(session, job_id, JobStatus.QUEUED, is_paused, phase=None, stop_requested=None)
 
 
 def request_stop(session: Session, job_id: str, request: Literal["cancel", "pause"]) -> bool:
@@ -149,7 +150,9 @@ def withdraw_pause(session: Session, job_id: str) -> bool:
 
 
 def _change(session: Session, job_id: str, *conditions: ColumnElement[bool], **values: Any) -> bool:
-    return _num_rows(session.execute(update(Job).where(Job.id == job_id, *conditions).values(**values))) > 0
+    result = session.execute(update(Job).where(Job.id == job_id, *conditions).values(**values))
+    assert isinstance(result, CursorResult)
+    return result.rowcount > 0
 
 
 def newest(session: Session, *, is_withheld: bool, limit: int) -> list[tuple[Job, Project]]:
@@ -165,22 +168,15 @@ def release(session: Session, job_id: str, *, model: str, reason: str) -> bool:
     """Gives a withheld job the end that the gate denied it; False if it is not withheld.
 
     The one move out of a final status, and an operator's alone: contracts.states.JOB_MOVES has none for workers."""
-    query = (
-        update(Job)
-        .where(Job.id == job_id, *_WITHHELD)
-        .values(
-            status=JobStatus.SUCCEEDED,
-            error_code=None,
-            error_message=None,
-            error_param=None,
-            fine_tuned_model=model,
-            released_at=db_now(),
-            release_reason=reason,
-        )
+    return move(
+        session,
+        job_id,
+        JobStatus.SUCCEEDED,
+        *_WITHHELD,
+        error_code=None,
+        error_message=None,
+        error_param=None,
+        fine_tuned_model=model,
+        released_at=db_now(),
+        release_reason=reason,
     )
-    return _num_rows(session.execute(query)) > 0
-
-
-def _num_rows(result: Any) -> int:
-    assert isinstance(result, CursorResult)
-    return result.rowcount

@@ -21,6 +21,7 @@ from app.storage import ObjectStorage
 from workers.runtime.lease import Lease
 
 StopRequest = Literal["cancel", "pause"]
+LONGEST_PAUSE_SECONDS = 600.0
 Result = JobResultMessage | BaseResultMessage | PreflightResultMessage | EvaluationResultMessage
 
 
@@ -34,20 +35,55 @@ class WorkFailedError(RuntimeError):
         self.failure = FailureMessage(code=code, message=message, param=param, is_retryable=is_retryable)
 
 
-class WorkHandler(ABC):
-    """One piece of work of one kind, under one lease.
+class Subject(ABC):
+    """What one piece of work is about, under one lease: what becomes of it where no attempt brings a result.
 
-    Methods that take a session run in a short transaction that has proven the lease; the others run outside of any
-    transaction and may take long.
+    Methods that take a session run in a short transaction that has proven the lease.
     """
-
-    module: ClassVar[str]
-    """Run as `python -m MODULE WORK_FOLDER` in the child."""
 
     def __init__(self, settings: Settings, storage: ObjectStorage, lease: Lease) -> None:
         self._settings = settings
         self._storage = storage
         self.lease = lease
+
+    @property
+    def pause_seconds(self) -> float:
+        """Between this attempt and the next one."""
+        return min(LONGEST_PAUSE_SECONDS, self._settings.retry_seconds * 2.0 ** min(self.lease.attempt - 1, 30))
+
+    @abstractmethod
+    def is_over(self, session: Session) -> bool:
+        """Whether the subject is gone or finished already, so that no attempt makes sense."""
+
+    @abstractmethod
+    def stop_requested(self, session: Session) -> StopRequest | None:
+        """What the owner has asked for in the meantime."""
+
+    @abstractmethod
+    def fail(self, session: Session, failure: FailureMessage) -> None:
+        """Marks the subject as failed for good."""
+
+    @abstractmethod
+    def requeue(self, session: Session, reason: str) -> None:
+        """Marks the subject as waiting for another attempt."""
+
+    @abstractmethod
+    def stop(self, session: Session, request: StopRequest) -> WorkState:
+        """Marks the subject as cancelled or paused; its process is gone.
+
+        Returns:
+            The state in which the work ends.
+        """
+
+
+class WorkHandler(Subject):
+    """A subject whose attempts are made by a child process.
+
+    Methods that take no session run outside of any transaction and may take long.
+    """
+
+    module: ClassVar[str]
+    """Run as `python -m MODULE WORK_FOLDER` in the child."""
 
     @property
     def reaches_out(self) -> bool:
@@ -58,10 +94,6 @@ class WorkHandler(ABC):
     def key_variables(self) -> frozenset[str]:
         """Further environment variables that the child may see."""
         return frozenset()
-
-    @abstractmethod
-    def is_over(self, session: Session) -> bool:
-        """Whether the subject is gone or finished already, so that no attempt makes sense."""
 
     @abstractmethod
     def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
@@ -80,10 +112,6 @@ class WorkHandler(ABC):
         Raises:
             WorkFailedError: Something that it needs is missing or damaged.
         """
-
-    @abstractmethod
-    def stop_requested(self, session: Session) -> StopRequest | None:
-        """What the owner has asked for in the meantime."""
 
     @abstractmethod
     def apply(self, session: Session, messages: Sequence[Message]) -> None:
@@ -108,14 +136,6 @@ class WorkHandler(ABC):
     def succeed(self, session: Session, stored: Any) -> None:
         """Publishes the result."""
 
-    @abstractmethod
-    def fail(self, session: Session, failure: FailureMessage) -> None:
-        """Marks the subject as failed for good."""
-
-    @abstractmethod
-    def requeue(self, session: Session, reason: str) -> None:
-        """Marks the subject as waiting for another attempt."""
-
     def need_less_memory(self, session: Session) -> str | None:
         """After memory ran out: makes the next attempt need less.
 
@@ -123,11 +143,3 @@ class WorkHandler(ABC):
             What is done, as a sentence; None where another attempt would end in the same way.
         """
         return None
-
-    @abstractmethod
-    def stop(self, session: Session, request: StopRequest) -> WorkState:
-        """Marks the subject as cancelled or paused; its process is gone.
-
-        Returns:
-            The state in which the work ends.
-        """

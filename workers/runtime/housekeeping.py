@@ -1,7 +1,8 @@
 """What nobody else would notice: workers that died, messages that were lost, things left behind.
 
 Run as `python -m workers.runtime.housekeeping`, a process of its own: a sweep must neither wait behind a long job nor
-depend on the broker. Any number of them may run, as each decision is a guarded UPDATE.
+depend on the broker. Any number of them may run, as each decision is a guarded UPDATE. Webhooks' messages are delivered
+from here too, by threads of their own (deliveries.py): what takes seconds must not wait behind what takes hours.
 """
 
 import os
@@ -26,12 +27,13 @@ from app.models import Work
 from app.settings import Settings
 from app.storage import ObjectStorage
 from app.uploads.sweeping import sweep_uploads
+from app.webhooks.sweeping import sweep_deliveries
 from workers.runtime.attempts import sweep_attempts
 from workers.runtime.bell import Bell, BrokerBell
+from workers.runtime.deliveries import delivering
 from workers.runtime.failures import lost
 from workers.runtime.lease import Lease, finish, release, seize
-from workers.runtime.registry import HANDLERS
-from workers.runtime.supervisor import retry_pause
+from workers.runtime.registry import HANDLERS, SUBJECTS
 
 STALE_ANNOUNCEMENT_SECONDS = 30.0
 """A message for work that still waits after this time may be lost."""
@@ -65,6 +67,7 @@ class Housekeeper:
             self.delete_expired_files,
             self.end_uploads,
             self.forget_requests,
+            self.forget_deliveries,
             self.delete_old_folders,
             self.delete_unfinished_objects,
         )
@@ -96,7 +99,7 @@ class Housekeeper:
         Returns:
             Ids of the work that was announced.
         """
-        waiting = (Work.state == WorkState.QUEUED, Work.available_at <= db_now())
+        waiting = (Work.state == WorkState.QUEUED, Work.available_at <= db_now(), Work.kind.in_(HANDLERS))
         stale = or_(Work.announced_at.is_(None), Work.announced_at < db_now() - STALE_ANNOUNCEMENT_SECONDS)
         with self._db.transaction() as session:
             num_waiting = session.scalar(select(func.count()).select_from(Work).where(*waiting)) or 0
@@ -123,6 +126,10 @@ class Housekeeper:
     def forget_requests(self) -> None:
         """Forgets answers that were kept for requests which might come again."""
         sweep_requests(self._db)
+
+    def forget_deliveries(self) -> None:
+        """Forgets messages that were delivered, or given up, long ago."""
+        sweep_deliveries(self._db)
 
     def delete_old_folders(self) -> None:
         """Deletes work folders on this machine whose work is finished."""
@@ -152,27 +159,25 @@ class Housekeeper:
         return True
 
     def _settle(self, session: Session, lease: Lease) -> WorkState:
-        handler = HANDLERS[lease.kind](self._settings, self._storage, lease)
-        if handler.is_over(session):
+        subject = SUBJECTS[lease.kind](self._settings, self._storage, lease)
+        if subject.is_over(session):
             state = WorkState.CANCELLED
-        elif request := handler.stop_requested(session):
+        elif request := subject.stop_requested(session):
             # Its process died with the worker, or when it lost the lease.
-            state = handler.stop(session, request)
+            state = subject.stop(session, request)
         elif lease.is_last_attempt:
-            handler.fail(session, _REAPED)
+            subject.fail(session, _REAPED)
             state = WorkState.FAILED
         else:
-            handler.requeue(session, "The worker was lost.")
-            release(
-                session, lease, pause_seconds=retry_pause(self._settings, lease), counts=True, error=_REAPED.message
-            )
+            subject.requeue(session, "The worker was lost.")
+            release(session, lease, pause_seconds=subject.pause_seconds, counts=True, error=_REAPED.message)
             return WorkState.QUEUED
         finish(session, lease, state, error=_REAPED.message)
         return state
 
 
 def keep_house(settings: Settings, stop: threading.Event) -> None:
-    """Sweeps every `sweep_seconds` until told to stop."""
+    """Sweeps every `sweep_seconds`, and delivers messages beside that, until told to stop."""
     db = Database(settings.resolved_database_url)
     housekeeper = Housekeeper(
         settings,
@@ -181,9 +186,10 @@ def keep_house(settings: Settings, stop: threading.Event) -> None:
         lambda: BrokerBell(resolved_broker_url(settings)),
     )
     _log.info("housekeeping begins", every_seconds=settings.sweep_seconds)
-    while not stop.is_set():
-        housekeeper.sweep()
-        stop.wait(settings.sweep_seconds)
+    with delivering(settings, db, stop):
+        while not stop.is_set():
+            housekeeper.sweep()
+            stop.wait(settings.sweep_seconds)
     db.dispose()
 
 

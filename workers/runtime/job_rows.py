@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.contracts.progress import (
@@ -19,6 +19,7 @@ from app.contracts.protection import Protection
 from app.contracts.states import JOB_MOVES, JobStatus
 from app.db import db_now
 from app.ids import new_id
+from app.jobs import moves
 from app.models import Checkpoint, Job, add_event
 
 
@@ -27,7 +28,7 @@ class IllegalMoveError(RuntimeError):
 
 
 def move(session: Session, job_id: str, to: JobStatus, **values: Any) -> None:
-    """Moves a job to another status, with other columns in the same UPDATE.
+    """Moves a job to another status, with other columns in the same UPDATE, and tells those who listen.
 
     Raises:
         IllegalMoveError: JOB_MOVES does not allow it from where the job is.
@@ -35,14 +36,7 @@ def move(session: Session, job_id: str, to: JobStatus, **values: Any) -> None:
     sources = [status for status, targets in JOB_MOVES.items() if to in targets]
     if to.is_final:
         values["finished_at"] = db_now()
-    moved = session.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.status.in_(sources))
-        .values(status=to, phase=None, **values)
-        .returning(Job.id)
-        .execution_options(synchronize_session=False)
-    ).one_or_none()
-    if moved is None:
+    if not moves.move(session, job_id, to, Job.status.in_(sources), phase=None, **values):
         raise IllegalMoveError(f"Job {job_id} cannot become {to}: it is in none of {', '.join(sources)}.")
 
 

@@ -44,7 +44,6 @@ from workers.runtime.turns import claim_next
 FLUSH_SECONDS = 1.0
 """Messages of so much time become rows in one transaction."""
 POLL_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 600.0
 
 _T = TypeVar("_T")
 
@@ -313,7 +312,7 @@ class _Attempt:
                     release(
                         session,
                         self._lease,
-                        pause_seconds=retry_pause(self._settings, self._lease),
+                        pause_seconds=self._handler.pause_seconds,
                         counts=True,
                         error=error,
                     )
@@ -356,8 +355,3 @@ class _Attempt:
                     raise LeaseLostError("The database was away for longer than the lease lasts.") from error
                 self._log.warning("database is away", error=str(error))
                 time.sleep(POLL_SECONDS)
-
-
-def retry_pause(settings: Settings, lease: Lease) -> float:
-    """Seconds to wait before the attempt after this one."""
-    return min(LONGEST_PAUSE_SECONDS, settings.retry_seconds * 2.0 ** min(lease.attempt - 1, 30))

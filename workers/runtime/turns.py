@@ -64,7 +64,13 @@ def _next(most: int) -> Select[str, str, str | None]:
     return (
         select(Work.id, Work.kind, Work.project_id)
         .outerjoin(Project, Project.id == Work.project_id)
-        .where(Work.state == WorkState.QUEUED, Work.available_at <= db_now(), is_within_limit)
+        .where(
+            Work.state == WorkState.QUEUED,
+            Work.available_at <= db_now(),
+            # Messages wait for no worker: housekeeping delivers them (deliveries.py).
+            Work.kind != WorkKind.DELIVER_WEBHOOK,
+            is_within_limit,
+        )
         .order_by(
             Project.id.is_(None).desc(),
             Project.priority.desc(),

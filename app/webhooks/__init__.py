@@ -1,0 +1,1 @@
+"""Telling a project's own services what became of its jobs."""
