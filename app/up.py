@@ -75,7 +75,8 @@ def programs(settings: Settings) -> list[Program]:
             stop_seconds=15.0,
         ),
         Program("worker", (*python, "workers"), stop_seconds=2 * settings.stop_grace_seconds + 30.0),
-        Program("housekeeping", (*python, "workers.runtime.housekeeping"), stop_seconds=15.0),
+        # A message that is on its way to a webhook may take ten seconds.
+        Program("housekeeping", (*python, "workers.runtime.housekeeping"), stop_seconds=20.0),
     ]
 
 

@@ -56,7 +56,7 @@ def receiving(certificate: ssl.SSLContext | None = None) -> Iterator[Receiver]:
     receiver.is_open.set()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802  (the base class's name)
+        def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             headers = {name.lower(): value for name, value in self.headers.items()}
             receiver.received.append(Received(self.path, headers, body))

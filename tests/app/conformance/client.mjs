@@ -1,8 +1,10 @@
-// Every method of the resources that the service has, through the unmodified openai package: node client.mjs URL KEY BASE
+// Every method of the resources that the service has, through an unmodified openai package:
+// node client.mjs PACKAGE URL KEY BASE
 // Prints one JSON object: what came back of each, in the words that the test compares.
-import OpenAI, { toFile } from 'openai';
+import { createServer } from 'node:http';
 
-const [baseURL, apiKey, model] = process.argv.slice(2);
+const [name, baseURL, apiKey, model] = process.argv.slice(2);
+const { default: OpenAI, toFile } = await import(name);
 let sent = [];
 const counting = (url, init) => {
   sent.push(`${init.method} ${new URL(url).pathname}`);
@@ -102,6 +104,56 @@ found.cancelled = (await client.fineTuning.jobs.cancel(jobs[2])).status;
 
 found.models = (await collect(client.models.list())).includes(model);
 found.model = (await client.models.retrieve(model)).id;
+
+const messages = [];
+const receiver = createServer((request, response) => {
+  let body = '';
+  request.on('data', (piece) => (body += piece));
+  request.on('end', () => {
+    messages.push({ body, headers: request.headers });
+    response.writeHead(201).end();
+  });
+});
+await new Promise((listening) => receiver.listen(0, '127.0.0.1', listening));
+const url = `http://127.0.0.1:${receiver.address().port}/hook`;
+const bySecret = async (secret) => {
+  const { body, headers } = messages.at(-1);
+  try {
+    return (await client.webhooks.unwrap(body, headers, secret)).type;
+  } catch (error) {
+    return error.constructor.name;
+  }
+};
+// By hand: version 6 can check messages, and has no methods for what they come from.
+const event_types = ['fine_tuning.job.succeeded'];
+const [mine, other] = await Promise.all(
+  ['mine', 'other'].map((name) => client.post('/webhook_endpoints', { body: { name, url, event_types } })),
+);
+await client.post(`/webhook_endpoints/${mine.id}/test`, { body: { event_type: 'fine_tuning.job.cancelled' } });
+found.unwrapped = [await bySecret(mine.signing_secret), await bySecret(other.signing_secret)];
+
+const manage = async () => {
+  const seen = { types: (await client.webhooks.eventTypes.list()).data.slice(0, 3) };
+  const hooks = [other.id, mine.id];
+  for (let n = 0; n < 3; n += 1) hooks.push((await client.webhooks.create({ name: `n${n}`, url, event_types })).id);
+  const listed = await collect(client.webhooks.list({ limit: 2 }));
+  seen.listed = listed.length === 5 && hooks.every((id) => listed.includes(id)) && listed[0] === hooks[4];
+  const updated = await client.webhooks.update(mine.id, { event_types: ['fine_tuning.job.failed'] });
+  seen.updated = [updated.name, updated.event_types, 'signing_secret' in updated];
+  seen.url = (await client.webhooks.retrieve(mine.id)).url === url;
+  const kept = await client.webhooks.rotateSecret(mine.id, { keep_old_secret_active_for_24_hours: true });
+  const tried = await client.webhooks.test(mine.id, { event_type: 'fine_tuning.job.failed' });
+  seen.tried = [tried.object, tried.status_code, tried.success];
+  seen.rotated = [await bySecret(mine.signing_secret), await bySecret(kept.signing_secret)];
+  seen.again = (await client.webhooks.rotateSecret(mine.id)).signing_secret !== kept.signing_secret;
+  const gone = await client.webhooks.delete(mine.id);
+  seen.deleted = [gone.object, gone.deleted];
+  seen.missing = await failing(() => client.webhooks.retrieve(mine.id));
+  seen.refused = await failing(() => client.webhooks.create({ name: 'x', url: 'https://127.0.0.2/', event_types }));
+  return seen;
+};
+found.webhooks = client.webhooks.create ? await manage() : null;
+receiver.close();
 
 found.errors = {
   key: await failing(() => new OpenAI({ baseURL, apiKey: 'sk-no', fetch: counting }).models.list()),

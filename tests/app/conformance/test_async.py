@@ -10,6 +10,7 @@ import pytest
 from app.auth.service import AuthService
 from app.db import Database
 from tests.app.helpers import BASE, chat_file
+from tests.receiver import receiving
 
 DATA = chat_file(12)
 
@@ -28,6 +29,7 @@ def test_every_method(address: str, key: str, base: str, tmp_path: Path) -> None
             await _files(ai)
             await _uploads(ai, path)
             await _jobs(ai)
+            await _webhooks(ai)
             assert BASE in [model.id async for model in ai.models.list()]
             assert (await ai.models.retrieve(BASE)).id == BASE
 
@@ -81,3 +83,27 @@ async def _jobs(ai: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await ai.fine_tuning.jobs.cancel((await ai.fine_tuning.jobs.create(model=BASE, training_file="file-no")).id)
     assert (refused.value.code, refused.value.param) == ("invalid_file", "training_file")
+
+
+async def _webhooks(ai: openai.AsyncOpenAI) -> None:
+    assert "fine_tuning.job.cancelled" in (await ai.webhooks.event_types.list()).data
+    with receiving() as receiver:
+        made = [
+            await ai.webhooks.create(name=f"n{n}", url=receiver.url, event_types=["fine_tuning.job.succeeded"])
+            for n in range(5)
+        ]
+        assert [found.id async for found in ai.webhooks.list(limit=2)] == [each.id for each in reversed(made)]
+        first = made[0].id
+        assert (await ai.webhooks.update(first, name="other")).name == "other"
+        assert (await ai.webhooks.retrieve(first)).name == "other"
+        rotated = await ai.webhooks.rotate_secret(first, keep_old_secret_active_for_24_hours=True)
+        assert (await ai.webhooks.test(first, event_type="fine_tuning.job.cancelled")).status_code == 200
+        [message] = receiver.received
+    for secret in (made[0].signing_secret, rotated.signing_secret):
+        event = ai.webhooks.unwrap(message.body, message.headers, secret=secret)
+        assert event.type == "fine_tuning.job.cancelled"
+    with pytest.raises(openai.InvalidWebhookSignatureError):
+        ai.webhooks.unwrap(message.body, message.headers, secret=made[1].signing_secret)
+    assert (await ai.webhooks.delete(first)).deleted
+    with pytest.raises(openai.NotFoundError):
+        await ai.webhooks.retrieve(first)

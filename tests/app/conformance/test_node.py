@@ -1,4 +1,4 @@
-"""The unmodified `openai` package for Node against the service. Skipped, visibly, where there is no Node."""
+"""The unmodified `openai` packages for Node against the service. Skipped, visibly, where there is no Node."""
 
 import json
 import shutil
@@ -14,6 +14,43 @@ from tests.app.conftest import IS_CI
 from tests.app.helpers import BASE
 
 HERE = Path(__file__).parent
+MANAGED: dict[str, dict[str, Any] | None] = {
+    # This one can check messages, and has no methods for endpoints.
+    "openai-6": None,
+    "openai": {
+        "types": ["fine_tuning.job.succeeded", "fine_tuning.job.failed", "fine_tuning.job.cancelled"],
+        "listed": True,
+        "updated": ["mine", ["fine_tuning.job.failed"], False],
+        "url": True,
+        "tried": ["webhook_endpoint.test", 201, True],
+        "rotated": ["fine_tuning.job.failed", "fine_tuning.job.failed"],
+        "again": True,
+        "deleted": ["webhook_endpoint.deleted", True],
+        "missing": {
+            "class": "NotFoundError",
+            "status": 404,
+            "code": "not_found",
+            "param": "webhook_endpoint_id",
+            "hasRequestId": True,
+            "requests": 1,
+        },
+        "refused": {
+            "class": "BadRequestError",
+            "status": 400,
+            "code": "invalid_url",
+            "param": "url",
+            "hasRequestId": True,
+            "requests": 1,
+        },
+    },
+}
+"""Packages (as package.json names them), and what each sees of webhooks."""
+
+
+@pytest.fixture(params=MANAGED)
+def package(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 @pytest.fixture(scope="session")
@@ -33,16 +70,16 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def found(script: Path, address: str, base: str, database: Database) -> dict[str, Any]:
+def found(script: Path, package: str, address: str, base: str, database: Database) -> dict[str, Any]:
     """What the client saw."""
-    command = ("node", str(script), address, AuthService(database).create_key("node"), BASE)
+    command = ("node", str(script), package, address, AuthService(database).create_key("node"), BASE)
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
-def test_every_method_gives_what_it_should(found: dict[str, Any]) -> None:
+def test_every_method_gives_what_it_should(found: dict[str, Any], package: str) -> None:
     errors = found.pop("errors")
     size = len(b"".join(_line(n) for n in range(12)))
     assert found == {
@@ -62,6 +99,9 @@ def test_every_method_gives_what_it_should(found: dict[str, Any]) -> None:
         "cancelled": "cancelled",
         "models": True,
         "model": BASE,
+        # By the endpoint's own secret, and not by another's.
+        "unwrapped": ["fine_tuning.job.cancelled", "InvalidWebhookSignatureError"],
+        "webhooks": MANAGED[package],
     }
     expected = {
         "key": ("AuthenticationError", 401, "invalid_api_key", None),

@@ -104,7 +104,7 @@ class TestCertificates:
         certificate.sni_callback = lambda _socket, name, _context: names.append(name)
         with receiving(certificate) as receiver:
             assert sender().send(f"https://hooks.test:{receiver.port}/", b"{}", {}) == 200
-            with pytest.raises(UnsentError, match="(?i)certificate"):
+            with pytest.raises(UnsentError, match=r"(?i)certificate"):
                 sender().send(f"https://other.test:{receiver.port}/", b"{}", {})
             assert receiver.num_received == 1
         assert names == ["hooks.test", "other.test"]
@@ -113,5 +113,5 @@ class TestCertificates:
         self, certificate: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("SSL_CERT_FILE")
-        with receiving(certificate) as receiver, pytest.raises(UnsentError, match="(?i)certificate"):
+        with receiving(certificate) as receiver, pytest.raises(UnsentError, match=r"(?i)certificate"):
             sender().send(f"https://hooks.test:{receiver.port}/", b"{}", {})
