@@ -1,4 +1,6 @@
-"""A training file: one conversation a line. Checked while it streams in, read again when it trains; one set of rules.
+"""A training file: one row a line. Checked while it streams in, read again when it trains; one set of rules.
+
+All rows are of one format, which the first one tells.
 
 Files are UTF-8. Lines end at line feeds only (a carriage return before one is white space to JSON); other characters
 that look like line breaks are text. Memory stays bounded whatever is sent: one line is held at a time, at most
@@ -11,10 +13,11 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.contracts.chat import ChatRow
-from app.contracts.chat_line import ParsedLine, parse_line
+from app.contracts.chat import ChatRow, PreferenceRow
+from app.contracts.chat_line import ParsedLine, parse_line, texts_of
 from app.contracts.datasets import (
     MAX_LISTED_PROBLEMS,
+    DataFormat,
     FileStatistics,
     FileValidation,
     LineCode,
@@ -69,6 +72,7 @@ class ChatFileValidator:
         self._num_warnings = 0
         self._num_filled_lines = 0
         self._is_hopeless = False
+        self._format: DataFormat | None = None
         self._seen = _HashTable()
         self._counts = dict.fromkeys(FileStatistics.model_fields, 0)
 
@@ -90,7 +94,7 @@ class ChatFileValidator:
         for number, line in self._lines.finish():
             self._take(number, line)
         if self._num_filled_lines == 0:
-            fix = f"Upload at least {self._min_examples} conversations, one a line."
+            fix = f"Upload at least {self._min_examples} rows, one a line."
             self._add_problem(_whole_file(LineCode.EMPTY_FILE, "There is nothing in the file", fix))
         elif not self._num_problems and self._counts["num_rows"] < self._min_examples:
             num_rows = self._counts["num_rows"]
@@ -100,7 +104,10 @@ class ChatFileValidator:
         if self._num_problems:
             raise InvalidChatFileError(self._problems, self._num_problems)
         return FileValidation(
-            statistics=FileStatistics(**self._counts), num_warnings=self._num_warnings, warnings=self._warnings
+            format=self._format or "chat",
+            statistics=FileStatistics(**self._counts),
+            num_warnings=self._num_warnings,
+            warnings=self._warnings,
         )
 
     def _take(self, number: int, line: bytes | None) -> None:
@@ -125,7 +132,9 @@ class ChatFileValidator:
             self._num_warnings += 1
         else:
             self._num_filled_lines += 1
-            self._count(number, parse_line(line, number))
+            parsed = parse_line(line, number, self._format)
+            self._format = self._format or parsed.format
+            self._count(number, parsed)
 
     def _without_bom(self, line: bytes) -> bytes:
         if not line.startswith(_BOM):
@@ -142,13 +151,16 @@ class ChatFileValidator:
             self._warn(warning)
         if parsed.row is None:
             return
-        messages = parsed.row.messages
-        length = sum(len(message.content) for message in messages)
-        counts = self._counts
+        row, counts = parsed.row, self._counts
+        texts = texts_of(row)
+        length = sum(map(len, texts))
         counts["num_rows"] += 1
-        counts["num_messages"] += len(messages)
-        counts["num_assistant_messages"] += sum(message.role == "assistant" for message in messages)
-        counts["num_rows_with_system"] += messages[0].role == "system"
+        counts["num_messages"] += len(texts)
+        counts["num_assistant_messages"] += sum(message.role == "assistant" for message in row.messages)
+        if isinstance(row, PreferenceRow):
+            counts["num_assistant_messages"] += 2
+        counts["num_rows_with_system"] += row.messages[0].role == "system"
+        counts["num_rows_with_tools"] += row.has_tools
         counts["num_characters"] += length
         counts["longest_row_characters"] = max(counts["longest_row_characters"], length)
         if self._seen.add(_row_hash(parsed.row)):
@@ -169,22 +181,52 @@ class ChatFileValidator:
 
 
 def read_rows(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, ChatRow]]:
-    """The rows of a training file with their line numbers (from 1).
+    """The conversations of a training file with their line numbers (from 1); completions are conversations too.
 
     How long a line may be was the upload's concern, whose limit is a setting: None takes any.
 
     Raises:
-        InvalidChatFileError: A line is bad: the file never was validated, or has changed since.
+        InvalidChatFileError: A line is bad: the file never was validated, or has changed since. Or its rows are
+            preferences.
+    """
+    for number, row in read_any_rows(path, max_line_bytes=max_line_bytes):
+        if isinstance(row, PreferenceRow):
+            raise InvalidChatFileError([_wrong_format(number, "preferences", "conversations")], 1)
+        yield number, row
+
+
+def read_preference_rows(path: Path) -> Iterator[tuple[int, PreferenceRow]]:
+    """The rows of a preference file, as `read_rows` has those of others.
+
+    Raises:
+        InvalidChatFileError: A line is bad, or the rows are conversations.
+    """
+    for number, row in read_any_rows(path):
+        if isinstance(row, ChatRow):
+            raise InvalidChatFileError([_wrong_format(number, "conversations", "preferences")], 1)
+        yield number, row
+
+
+def read_wanted_rows(path: Path) -> Iterator[tuple[int, ChatRow]]:
+    """Conversations with the answers that a model is to learn, whatever the file's format: of preferences, the
+    preferred ones.
+
+    Raises:
+        InvalidChatFileError: A line is bad.
+    """
+    for number, row in read_any_rows(path):
+        yield number, row.preferred_row if isinstance(row, PreferenceRow) else row
+
+
+def read_any_rows(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, ChatRow | PreferenceRow]]:
+    """The rows of a training file with their line numbers, all of one format.
+
+    Raises:
+        InvalidChatFileError: A line is bad, or of another format than the first.
     """
     splitter = _LineSplitter(path.stat().st_size if max_line_bytes is None else max_line_bytes)
-    with path.open("rb") as file:
-        while piece := file.read(1 << 16):
-            yield from _rows(splitter, splitter.feed(piece))
-    yield from _rows(splitter, splitter.finish())
-
-
-def _rows(splitter: "_LineSplitter", lines: Iterator[tuple[int, bytes | None]]) -> Iterator[tuple[int, ChatRow]]:
-    for number, found in lines:
+    expected: DataFormat | None = None
+    for number, found in _lines(path, splitter):
         if found is None:
             raise InvalidChatFileError([splitter.too_long(number)], 1)
         line = found.removeprefix(_BOM) if number == 1 else found
@@ -193,10 +235,24 @@ def _rows(splitter: "_LineSplitter", lines: Iterator[tuple[int, bytes | None]]) 
         other_kind = _other_kind(line) if number == 1 else None
         if other_kind is not None:
             raise InvalidChatFileError([other_kind], 1)
-        parsed = parse_line(line, number)
+        parsed = parse_line(line, number, expected)
         if parsed.row is None:
             raise InvalidChatFileError(parsed.problems, len(parsed.problems))
+        expected = parsed.format
         yield number, parsed.row
+
+
+def _lines(path: Path, splitter: "_LineSplitter") -> Iterator[tuple[int, bytes | None]]:
+    with path.open("rb") as file:
+        while piece := file.read(1 << 16):
+            yield from splitter.feed(piece)
+    yield from splitter.finish()
+
+
+def _wrong_format(number: int, found: str, wanted: str) -> LineProblem:
+    what = f"the rows are {found}, where {wanted} are needed"
+    fix = f"Name a file with {wanted}."
+    return LineProblem(line=number, path="", code=LineCode.WRONG_FORMAT, message=what, fix=fix)
 
 
 class _LineSplitter:
@@ -272,12 +328,8 @@ class _HashTable:
                 self._slots[self._find(value)] = value
 
 
-def _row_hash(row: ChatRow) -> int:
-    digest = hashlib.blake2b(digest_size=8)
-    for message in row.messages:
-        content = message.content.encode()
-        digest.update(f"{message.role}:{message.weight}:{len(content)}:".encode())
-        digest.update(content)
+def _row_hash(row: ChatRow | PreferenceRow) -> int:
+    digest = hashlib.blake2b(row.model_dump_json().encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little") or 1
 
 

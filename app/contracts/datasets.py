@@ -1,12 +1,16 @@
 """What is said about an uploaded training file."""
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 
 from app.contracts.value import Value
 
 MAX_LISTED_PROBLEMS = 100
+
+DataFormat = Literal["chat", "completion", "preference"]
+"""What the rows of a file are: conversations, a prompt with its completion, or two answers of which one is wanted."""
 
 
 class LineCode(StrEnum):
@@ -21,6 +25,10 @@ class LineCode(StrEnum):
     NO_MESSAGES = "no_messages"
     BAD_MESSAGE = "bad_message"
     BAD_ROLE = "bad_role"
+    BAD_TOOLS = "bad_tools"
+    BAD_PREFERENCE = "bad_preference"
+    MIXED_FORMATS = "mixed_formats"
+    WRONG_FORMAT = "wrong_format"
     BAD_CONTENT = "bad_content"
     BLANK_CONTENT = "blank_content"
     NO_ASSISTANT = "no_assistant"
@@ -56,6 +64,8 @@ class FileStatistics(Value):
     num_messages: int
     num_assistant_messages: int
     num_rows_with_system: int
+    num_rows_with_tools: int = 0
+    """Files that were validated before there was this count have none."""
     num_duplicate_rows: int
     num_characters: int
     longest_row_characters: int
@@ -64,7 +74,8 @@ class FileStatistics(Value):
 class FileValidation(Value):
     """What `GET /v1/files/{id}/validation` shows."""
 
-    format: str = "chat"
+    format: DataFormat = "chat"
+    """Told by the first row, and the same in all of them."""
     statistics: FileStatistics
     num_warnings: int
     warnings: list[LineProblem]

@@ -4,18 +4,43 @@ A conversation is rendered with the model's own chat template and tokenised once
 message is everything after its generation prompt up to and including the token that ends the turn, so the model
 learns to stop. For each such span the tokens before it must equal what generation would be prompted with; a
 template where they differ is refused, because training and evaluation would then not see the same text.
+
+Tools go through the template's own argument for them. Many templates ignore it, and the model would be trained to call
+tools that it was never told of: rows with tools are refused there.
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
+from itertools import groupby
 from typing import Any, NamedTuple
 
-from app.contracts.chat import ChatMessage, ChatRow
+from app.contracts.chat import ChatMessage, ChatRow, Tool, ToolCall
 from workers.modeling.errors import RowRefused, TemplateError
 
 _MARK = "\ue0f1"
 """A private-use character no model is trained on; removed from the text itself."""
 _PROBE = (ChatMessage(role="user", content="Hi"), ChatMessage(role="assistant", content="Yes"))
+_PROBE_FUNCTION = {
+    "name": "look_up_tide",
+    "description": "High water at a harbour.",
+    "parameters": {"type": "object", "properties": {"harbour": {"type": "string", "description": "Its name."}}},
+}
+_PROBE_TOOL = Tool(name="look_up_tide", definition=json.dumps({"type": "function", "function": _PROBE_FUNCTION}))
+# Nine letters and digits: one family of templates takes no other ids.
+_PROBE_CALL = ToolCall(id="tide00001", name="look_up_tide", arguments='{"harbour": "Whitby"}')
+_PROBE_OF_TOOLS = (
+    ChatMessage(role="user", content="Hi"),
+    ChatMessage(role="assistant", content="", tool_calls=(_PROBE_CALL,)),
+    ChatMessage(role="tool", content="At noon.", tool_call_id=_PROBE_CALL.id),
+    ChatMessage(role="assistant", content="Yes"),
+)
+_SHOWN_OF_TOOLS = {
+    "what a tool is for": "High water at a harbour.",
+    "calls of tools": "Whitby",
+    "what tools have answered": "At noon.",
+}
 
 
 class EncodedRow(NamedTuple):
@@ -39,6 +64,14 @@ class EncodedRow(NamedTuple):
     def targets(self) -> tuple[int, ...]:
         """The trained tokens that are predicted; as long as `positions`."""
         return tuple(self.ids[p + 1] for p in self.positions)
+
+
+class Span(NamedTuple):
+    """A stretch of a row's text: all of its tokens are trained, or none."""
+
+    text: str
+    num_tokens: int
+    is_trained: bool
 
 
 class ChatCodec:
@@ -68,9 +101,29 @@ class ChatCodec:
         pad = self.tokenizer.pad_token_id
         return int(pad if pad is not None else self.tokenizer.eos_token_id)
 
-    def encode_prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Ids that prompt the next assistant message."""
-        return self._tokenise(self._render(messages, prompt=True)).ids
+    @cached_property
+    def why_no_tools(self) -> str | None:
+        """Why rows with tools cannot be rendered, as a sentence; None where they can."""
+        try:
+            text = self._render(_PROBE_OF_TOOLS, (_PROBE_TOOL,), prompt=False)
+        except TemplateError as error:
+            return f"The model's chat template cannot render tools ({error})"
+        left_out = [what for what, sign in _SHOWN_OF_TOOLS.items() if sign not in text]
+        if not left_out:
+            return None
+        return (
+            f"The model's chat template cannot render tools: it leaves out {' and '.join(left_out)}. Choose a base "
+            "model that was made for tools, or write the tools into the messages as text."
+        )
+
+    def encode_prompt(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> list[int]:
+        """Ids that prompt the next assistant message.
+
+        Raises:
+            TemplateError: The template refuses the conversation, or cannot render its tools.
+        """
+        self._require_tools(messages, tools)
+        return self._tokenise(self._render(messages, tools, prompt=True)).ids
 
     def encode_row(self, row: ChatRow, *, max_tokens: int) -> EncodedRow:
         """Ids and trained positions of a training row, cut at the end to `max_tokens`.
@@ -79,13 +132,7 @@ class ChatCodec:
             RowRefused: Nothing is left to train on.
             TemplateError: The template treats this conversation differently in training and in generation.
         """
-        messages = tuple(_without_leading_space(m) for m in row.messages)
-        text = self._render(messages, prompt=False)
-        tokens = self._tokenise(text)
-        is_trained = [False] * len(tokens.ids)
-        for index, message in enumerate(messages):
-            if message.role == "assistant" and message.weight != 0:
-                self._mark_answer(messages, index, tokens, text, is_trained)
+        _, tokens, is_trained = self._encode(row)
         ids, kept = tokens.ids[:max_tokens], is_trained[:max_tokens]
         if not any(kept):
             raise RowRefused(
@@ -93,15 +140,57 @@ class ChatCodec:
             )
         return EncodedRow(tuple(ids), tuple(kept), is_cut=len(tokens.ids) > max_tokens)
 
+    def spans(self, row: ChatRow, *, max_tokens: int) -> list[Span]:
+        """The text of a training row as `encode_row` sees it, cut where trained and other tokens meet.
+
+        Raises:
+            TemplateError: See `encode_row`.
+        """
+        text, tokens, is_trained = self._encode(row)
+        found: list[Span] = []
+        start = 0
+        for trained, group in groupby(range(min(max_tokens, len(tokens.ids))), key=is_trained.__getitem__):
+            places = list(group)
+            end = tokens.ends[places[-1]]
+            found.append(Span(text[start:end], len(places), trained))
+            start = end
+        return found
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, control tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def _encode(self, row: ChatRow) -> tuple[str, "_Tokens", list[bool]]:
+        """A row's text without marks, its tokens, and which of them are trained."""
+        self._require_tools(row.messages, row.tools)
+        messages = tuple(_without_leading_space(m) for m in row.messages)
+        text = self._render(messages, row.tools, prompt=False)
+        tokens = self._tokenise(text)
+        is_trained = [False] * len(tokens.ids)
+        for index, message in enumerate(messages):
+            if message.role == "assistant" and message.weight != 0:
+                self._mark_answer(messages, row.tools, index, tokens, text, is_trained)
+        return text.replace(_MARK, ""), tokens, is_trained
+
+    def _require_tools(self, messages: Sequence[ChatMessage], tools: Sequence[Tool]) -> None:
+        if not tools:
+            return
+        if self.why_no_tools is not None:
+            raise TemplateError(self.why_no_tools)
+        if self._render(messages, tools, prompt=False) == self._render(messages, (), prompt=False):
+            raise TemplateError("The model's chat template leaves the tools out of this conversation.")
+
     def _mark_answer(
-        self, messages: Sequence[ChatMessage], index: int, tokens: "_Tokens", text: str, is_trained: list[bool]
+        self,
+        messages: Sequence[ChatMessage],
+        tools: Sequence[Tool],
+        index: int,
+        tokens: "_Tokens",
+        text: str,
+        is_trained: list[bool],
     ) -> None:
-        prompt = self._render(messages[:index], prompt=True)
-        done = self._render(messages[: index + 1], prompt=False)
+        prompt = self._render(messages[:index], tools, prompt=True)
+        done = self._render(messages[: index + 1], tools, prompt=False)
         if not text.startswith(done) or not done.startswith(prompt):
             raise TemplateError(
                 "The chat template renders an answer differently inside a conversation than at its end; multi-turn "
@@ -122,12 +211,43 @@ class ChatCodec:
         stop = end if last_end is None else last_end + 1
         is_trained[first:stop] = [True] * (stop - first)
 
-    def _render(self, messages: Sequence[ChatMessage], *, prompt: bool) -> str:
-        plain = [{"role": m.role, "content": self._defuse(m.content)} for m in messages]
+    def _render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool], *, prompt: bool) -> str:
+        plain = [self._message(message) for message in messages]
+        definitions = [self._defused(json.loads(tool.definition)) for tool in tools] or None
         try:
-            return str(self.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=prompt))
+            return str(
+                self.tokenizer.apply_chat_template(
+                    plain, tools=definitions, tokenize=False, add_generation_prompt=prompt
+                )
+            )
         except Exception as error:  # a template is a program of its own: jinja2 errors, raise_exception(), KeyError
             raise TemplateError(f"The model's chat template refuses this conversation: {error}") from error
+
+    def _message(self, message: ChatMessage) -> dict[str, Any]:
+        """A message as templates expect it: a call's arguments are an object there."""
+        found: dict[str, Any] = {"role": message.role, "content": self._defuse(message.content)}
+        if message.tool_calls:
+            found["tool_calls"] = [
+                {
+                    "id": self._defuse(call.id),
+                    "type": "function",
+                    "function": {"name": call.name, "arguments": self._defused(json.loads(call.arguments))},
+                }
+                for call in message.tool_calls
+            ]
+        if message.tool_call_id is not None:
+            found["tool_call_id"] = self._defuse(message.tool_call_id)
+        return found
+
+    def _defused(self, value: Any) -> Any:
+        """A JSON value with all of its strings defused, keys among them."""
+        if isinstance(value, str):
+            return self._defuse(value)
+        if isinstance(value, dict):
+            return {self._defuse(key): self._defused(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [self._defused(item) for item in value]
+        return value
 
     def _defuse(self, content: str) -> str:
         """Puts a mark inside control tokens that a user typed, so that they are tokenised as plain text."""
@@ -156,8 +276,8 @@ class ChatCodec:
     def _find_end_ids(self) -> frozenset[int]:
         """Ids with which the template ends an answer: the first control token after it, and the tokenizer's EOS."""
         found = {self.tokenizer.eos_token_id} - {None}
-        prompt = self._render(_PROBE[:1], prompt=True)
-        done = self._render(_PROBE, prompt=False)
+        prompt = self._render(_PROBE[:1], (), prompt=True)
+        done = self._render(_PROBE, (), prompt=False)
         tail = done[len(prompt) :] if done.startswith(prompt) else ""
         control = {self.tokenizer.convert_tokens_to_ids(t) for t in self._control_tokens}
         after = [i for i in self._tokenise(tail).ids if i in control]
