@@ -12,9 +12,9 @@ COPY migrations migrations
 VOLUME /var/lib/unforgotten
 
 FROM base AS api
-# An empty package stands in for the workers: the API imports none of them.
-RUN mkdir workers && touch workers/__init__.py \
-    && python -m pip install -c constraints.txt -e .
+# The API imports nothing of the workers; what counts tokens for it runs beside it, without torch.
+COPY workers workers
+RUN python -m pip install -c constraints.txt -e '.[estimates]'
 USER unforgotten
 EXPOSE 8000
 HEALTHCHECK CMD python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health/live')"

@@ -11,6 +11,7 @@ from app.auth.schemas import Tenant
 from app.auth.service import AuthService
 from app.catalog.service import CatalogService
 from app.errors import PermissionDeniedError
+from app.estimates.service import EstimateService
 from app.evaluations.service import EvaluationService
 from app.files.service import FileService
 from app.health.service import HealthService
@@ -34,6 +35,7 @@ class Services:
     jobs: JobService
     preflights: PreflightService
     evaluations: EvaluationService
+    estimates: EstimateService
     catalog: CatalogService
     reports: ReportService
     adapters: AdapterService

@@ -9,6 +9,7 @@ from fastapi import APIRouter, FastAPI
 
 import app.adapters.endpoints
 import app.catalog.endpoints
+import app.estimates.endpoints
 import app.evaluations.endpoints
 import app.files.endpoints
 import app.health.endpoints
@@ -26,6 +27,8 @@ from app.db import Database
 from app.dependencies import Services
 from app.envelope import Envelope
 from app.errors import install_error_handlers
+from app.estimates.counter import TokenCounter
+from app.estimates.service import EstimateService, Price
 from app.evaluations.service import EvaluationService
 from app.files.content import UploadLimits
 from app.files.service import FileService
@@ -53,6 +56,7 @@ _ROUTERS: tuple[APIRouter, ...] = (
     app.adapters.endpoints.router,
     app.preflight.endpoints.router,
     app.evaluations.endpoints.router,
+    app.estimates.endpoints.router,
     app.catalog.endpoints.router,
     app.organization.endpoints.router,
     app.webhooks.endpoints.router,
@@ -76,6 +80,7 @@ def build_services(
     worker_seconds = max(30.0, _BEATS_BEFORE_GONE * settings.heartbeat_seconds)
     adapters = AdapterService(database, storage)
     files = FileService(database, storage, limits)
+    price = settings.price_per_million_tokens
     return Services(
         auth=AuthService(database),
         files=files,
@@ -99,6 +104,14 @@ def build_services(
             settings.max_attempts,
             gate=settings.gate,
             evaluation=settings.evaluation,
+        ),
+        estimates=EstimateService(
+            database,
+            storage,
+            settings.bases_dir,
+            TokenCounter(settings.estimate_seconds).count,
+            settings.estimate_max_bytes,
+            None if price is None else Price(price, settings.price_currency),
         ),
         catalog=CatalogService(database, settings.organization),
         reports=ReportService(database, storage),

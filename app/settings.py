@@ -77,6 +77,14 @@ class Settings(BaseSettings):
     webhooks: WebhookPolicy = Field(default_factory=WebhookPolicy)
     """Where tenants' webhooks may lead beside public https addresses, and how many a project may have, as JSON:
     {"allowed_hosts": ["hooks.internal"], "max_endpoints": 10}."""
+    estimate_max_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
+    """Of a training file, from its beginning: as much as is read to count its tokens before training. Of a longer file
+    the rest is extrapolated, and the estimate says so."""
+    estimate_seconds: float = Field(default=60.0, gt=0.0)
+    """How long counting may take."""
+    price_per_million_tokens: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+    """What a million trained tokens cost, for estimates; without it they name no cost. Nothing is charged here."""
+    price_currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)] = "INFO"
 
     @model_validator(mode="after")

@@ -42,7 +42,9 @@ def read_message(value: object, path: str, found: LineFindings) -> ChatMessage |
             found.problem(f"{path}.{key}", LineCode.BAD_MESSAGE, f"{key} is not supported", fix)
     calls = _calls(value, role, path, found)
     call_id = _call_id(value, role, path, found)
-    content = _content(value, path, found, is_optional=bool(calls), may_be_blank=role == "tool")
+    # Of calls that are wrong it is said what is wrong with them, and not that they need words beside them.
+    is_optional = value.get("tool_calls") is not None
+    content = _content(value, path, found, is_optional=is_optional, may_be_blank=role == "tool")
     weight = _weight(value, role, path, found)
     found.extra_keys(value, _KEYS, path, "in the message")
     if role is None or content is None:

@@ -129,6 +129,8 @@ class BaseResultMessage(Value):
 
     kind: Literal["base_result"] = "base_result"
     prepared_hash: str
+    renders_tools: bool
+    """Whether its chat template shows tools to the model."""
 
 
 class FailureMessage(Value):

@@ -18,9 +18,10 @@ from app.evaluations.schemas import EvaluationCreate, EvaluationObject
 from app.files.purposes import ADAPTER
 from app.files.service import checked_file
 from app.idempotency.created import created_id, made_before
+from app.jobs.requirements import require_conversations, require_readable
 from app.jobs.schemas import ListOf
 from app.jobs.service import get_job
-from app.models import Evaluation
+from app.models import BaseModelRow, Evaluation
 from app.queue import Publisher, enqueue
 from app.storage import ObjectNotFoundError, ObjectStorage
 
@@ -57,15 +58,16 @@ class EvaluationService:
         with self.database.transaction() as session:
             if made := made_before(session, Evaluation, _PREFIX):
                 return EvaluationObject.from_row(made)
-            base_id = _base(session, tenant, request)
+            base = _base(session, tenant, request)
             if request.adapter_file is not None:
                 checked_file(session, tenant, request.adapter_file, "adapter_file", purpose=ADAPTER)
             if request.validation_file is not None:
-                checked_file(session, tenant, request.validation_file, "validation_file")
+                file = checked_file(session, tenant, request.validation_file, "validation_file")
+                require_conversations(require_readable(base, file, "validation_file").format, "validation_file")
             evaluation = Evaluation(
                 id=created_id(_PREFIX),
                 project_id=tenant.project_id,
-                base_id=base_id,
+                base_id=base.id,
                 job_id=request.fine_tuning_job,
                 adapter_file=request.adapter_file,
                 validation_file=request.validation_file,
@@ -142,9 +144,9 @@ def _require_one_adapter(request: EvaluationCreate) -> None:
         raise InvalidRequestError(what, param="model", code="invalid_combination")
 
 
-def _base(session: Session, tenant: Tenant, request: EvaluationCreate) -> str:
+def _base(session: Session, tenant: Tenant, request: EvaluationCreate) -> BaseModelRow:
     if request.fine_tuning_job is not None:
         # Whatever its state: one that is being prepared anew still has what the job was trained on.
-        return get_job(session, tenant, request.fine_tuning_job).base_id
+        return session.get_one(BaseModelRow, get_job(session, tenant, request.fine_tuning_job).base_id)
     assert request.model is not None, "checked before"
-    return ready_base(session, tenant, request.model).id
+    return ready_base(session, tenant, request.model)

@@ -1,12 +1,15 @@
 """What a plan needs of its base and of its training file: refused at creation, not by a worker an hour later."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from app.contracts.bases import PrepareRecipe
+from app.contracts.datasets import DataFormat, FileValidation
 from app.contracts.methods import METHOD_CONFIGS, Artefact, Lisa, MethodConfig, Replay, SafeLora, WithMemory
 from app.contracts.modifiers import MERGE_CONFIGS, MergeConfig
 from app.contracts.plan import TrainingPlan
 from app.errors import InvalidRequestError
+from app.models import BaseModelRow, File
 
 _LACKING: Mapping[Artefact, str] = {
     "memory": "a safety memory",
@@ -15,6 +18,10 @@ _LACKING: Mapping[Artefact, str] = {
     "unaligned_twin": "what alignment changed in the base, and it was taken as safe without an unaligned_twin",
 }
 """What an artefact is, and why a base may be without."""
+_FORMATS: Mapping[Literal["supervised", "dpo"], tuple[DataFormat, ...]] = {
+    "supervised": ("chat", "completion"),
+    "dpo": ("preference",),
+}
 
 
 def require_artefacts(
@@ -42,6 +49,53 @@ def require_artefacts(
         names = ", ".join(name for name, config in choice.items() if recipe.artefacts.issuperset(config.needs))
         what = f"«{part.name}» needs {_LACKING[lacking]}. {bases} On `{model}` you can choose from: {names}."
         raise InvalidRequestError(what, param=param, code="missing_artefact")
+
+
+def require_format(method_type: Literal["supervised", "dpo"], found: str, param: str) -> None:
+    """Refuses a file whose rows the method of training cannot learn from.
+
+    Raises:
+        InvalidRequestError: With what the file holds and what would do.
+    """
+    if found in _FORMATS[method_type]:
+        return
+    wanted = " or ".join(_FORMATS[method_type])
+    other = next(other for other, formats in _FORMATS.items() if found in formats)
+    what = (
+        f"The file is in the {found} format, and the method {method_type} takes {wanted}. Name another file, or train "
+        f"on this one with the method {other}."
+    )
+    raise InvalidRequestError(f"Invalid {param}: {what}", param=param, code="invalid_file_format")
+
+
+def require_conversations(found: str, param: str) -> None:
+    """Refuses a file of preferences where a model's loss is to be measured.
+
+    Raises:
+        InvalidRequestError: With what would do.
+    """
+    if found not in _FORMATS["supervised"]:
+        wanted = " or ".join(_FORMATS["supervised"])
+        what = f"The file is in the {found} format, and models are measured on {wanted}. Name another file."
+        raise InvalidRequestError(f"Invalid {param}: {what}", param=param, code="invalid_file_format")
+
+
+def require_readable(base: BaseModelRow, file: File, param: str) -> FileValidation:
+    """What is known of a file whose rows the base's chat template can show to the model.
+
+    Raises:
+        InvalidRequestError: Rows have tools, and the template would leave them out.
+    """
+    validation = FileValidation.model_validate(file.validation)
+    num_rows = validation.statistics.num_rows_with_tools
+    # None: the base was prepared before anybody asked. Its jobs find out when they read the file.
+    if num_rows and base.renders_tools is False:
+        what = (
+            f"{num_rows} rows of the file have tools, and the chat template of `{base.id}` does not show tools to the "
+            "model. Choose a base model that was made for tools, or write them into the messages as text."
+        )
+        raise InvalidRequestError(f"Invalid {param}: {what}", param=param, code="tools_not_supported")
+    return validation
 
 
 def require_sense(plan: TrainingPlan, recipe: PrepareRecipe, num_rows: int) -> None:

@@ -12,7 +12,6 @@ from app.batching import Batched
 from app.catalog import repository as catalog
 from app.catalog.ready import ready_base
 from app.contracts.bases import PrepareRecipe, TrainingDefaults
-from app.contracts.datasets import FileValidation
 from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
 from app.contracts.states import JobStatus, WorkKind
@@ -22,7 +21,7 @@ from app.idempotency.created import created_id, made_before
 from app.jobs import repository
 from app.jobs.control import JobControl
 from app.jobs.planning import resolve_plan, resolve_protection
-from app.jobs.requirements import require_artefacts, require_sense
+from app.jobs.requirements import require_artefacts, require_format, require_readable, require_sense
 from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
 from app.jobs.streaming import EventStreams
 from app.models import Job, add_event
@@ -69,10 +68,13 @@ class JobService:
             recipes = {row.id: PrepareRecipe.model_validate(row.recipe) for row in catalog.list_ready_bases(session)}
             require_artefacts(plan, base.id, recipes[base.id], recipes)
             training_file = checked_file(session, tenant, request.training_file, "training_file")
-            num_rows = FileValidation.model_validate(training_file.validation).statistics.num_rows
-            require_sense(plan, recipes[base.id], num_rows)
+            found = require_readable(base, training_file, "training_file")
+            require_format("supervised", found.format, "training_file")
+            require_sense(plan, recipes[base.id], found.statistics.num_rows)
             if request.validation_file is not None:
-                checked_file(session, tenant, request.validation_file, "validation_file")
+                validation_file = checked_file(session, tenant, request.validation_file, "validation_file")
+                found = require_readable(base, validation_file, "validation_file")
+                require_format("supervised", found.format, "validation_file")
             job = Job(
                 id=created_id(_PREFIX),
                 project_id=tenant.project_id,

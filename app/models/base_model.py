@@ -21,6 +21,8 @@ class BaseModelRow(Row):
     status: Mapped[str] = mapped_column(String(16))
     prepared_hash: Mapped[str | None] = mapped_column(String(64))
     """Content hash of the prepared artefacts: the folder's name under Settings.bases_dir."""
+    renders_tools: Mapped[bool | None]
+    """Whether its chat template shows tools to the model; None for a base that was prepared before this was asked."""
     error: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[CreatedAt]
     ready_at: Mapped[Seconds | None]

@@ -9,6 +9,7 @@ from app.db import Database
 from app.errors import NotFoundError
 from app.files.service import checked_file
 from app.idempotency.created import created_id, made_before
+from app.jobs.requirements import require_readable
 from app.jobs.schemas import ListOf
 from app.models import Preflight
 from app.preflight import repository
@@ -37,7 +38,8 @@ class PreflightService:
             if made := made_before(session, Preflight, _PREFIX):
                 return PreflightObject.from_row(made)
             base = ready_base(session, tenant, request.model)
-            checked_file(session, tenant, request.training_file, "training_file")
+            file = checked_file(session, tenant, request.training_file, "training_file")
+            require_readable(base, file, "training_file")
             preflight = Preflight(
                 id=created_id(_PREFIX),
                 project_id=tenant.project_id,

@@ -56,6 +56,7 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
             sa.Column("limits", _JSON, nullable=False, server_default="{}"),
             sa.Column("served_at", sa.Double(), nullable=True),
         ),
+        "base_models": (sa.Column("renders_tools", sa.Boolean(), nullable=True),),
         "work": (sa.Column("project_id", sa.String(length=64), nullable=True),),
         "jobs": (
             sa.Column("start_adapter_key", sa.String(length=256), nullable=True),

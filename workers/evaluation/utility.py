@@ -94,10 +94,13 @@ def compare_utility(base: UtilityMeasurement, tuned: UtilityMeasurement, *, sour
 def short_references(rows: Sequence[ChatRow]) -> list[str] | None:
     """The last answer of every row, where all of them (and what is asked) are short enough for exact match; else None.
 
-    A row whose last message is not a trained answer has no reference, and then none is measured."""
+    A row whose last message is not a trained answer has no reference, and then none is measured. Nor has one with
+    tools: a call is right in many spellings."""
     references = []
     for row in rows:
         last = row.messages[-1]
+        if row.has_tools:
+            return None
         if sum(len(message.content) for message in row.messages) > MAX_ROW_CHARACTERS:
             return None
         if last.role != "assistant" or last.weight == 0 or len(last.content.strip()) > MAX_SHORT_CHARACTERS:

@@ -7,13 +7,14 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 from transformers.integrations import validate_bnb_backend_availability
 from transformers.utils import logging as transformers_logging
 
 from app.contracts.plan import Quantisation
 from workers.modeling.chat import ChatCodec
 from workers.modeling.errors import QuantisationUnavailable, SourceError
+from workers.modeling.text_parts import load_codec
 
 # Loading takes a second or two and happens several times a job: bars of it would bury what a user waits for.
 transformers_logging.disable_progress_bar()
@@ -53,7 +54,7 @@ def load(
     if not (directory / "config.json").is_file():
         raise SourceError(f"{directory} has no config.json: it is not a model folder.")
     target = device or default_device()
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    codec = load_codec(directory)
     dtype = resolve_precision(precision, target)
     model = AutoModelForCausalLM.from_pretrained(
         directory,
@@ -69,7 +70,7 @@ def load(
     model.eval()
     # Settings that a model ships (a repetition penalty, say) would leak into every greedy answer.
     model.generation_config = GenerationConfig()
-    return LoadedModel(model if quantisation == "nf4" else model.to(target), ChatCodec(tokenizer))
+    return LoadedModel(model if quantisation == "nf4" else model.to(target), codec)
 
 
 def is_quantised(model: PreTrainedModel) -> bool:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from workers.modeling.errors import UnsupportedModel
+from workers.modeling.text_parts import ATTENTION_LIMITS, configured_row_limit
 
 _PACKED = "unforgotten_packed"
 MAX_GROUP_WASTE = 1.25
@@ -24,11 +25,6 @@ MAX_GROUP_WASTE = 1.25
 EXPLICIT_TOKENS = 256
 """Up to this row length, attention on a CPU is written out: torch's fused kernel is several times slower there."""
 
-_LIMITS = {
-    "sliding_window": "sliding window",
-    "attention_chunk_size": "attention chunk",
-    "max_position_embeddings": "context",
-}
 """Settings of a model that bound its rows; beyond its context a model only guesses, or has no position at all."""
 
 
@@ -96,8 +92,7 @@ def hidden_states(model: PreTrainedModel, batch: PackedBatch) -> torch.Tensor:
 
 def row_limit(model: PreTrainedModel, asked: int) -> int:
     """Tokens that a row may have: as many as asked for, or as few as the model can attend to."""
-    limits: list[int | None] = [getattr(model.config, setting, None) for setting in _LIMITS]
-    return min([asked, *(limit for limit in limits if limit is not None)])
+    return configured_row_limit(model.config, asked)
 
 
 @contextmanager
@@ -107,7 +102,7 @@ def packed_attention(model: PreTrainedModel, longest_row: int) -> Iterator[None]
     Raises:
         UnsupportedModel: Rows are longer than the model's positions, or than attention that packing reproduces exactly.
     """
-    for setting, what in _LIMITS.items():
+    for setting, what in ATTENTION_LIMITS.items():
         limit = getattr(model.config, setting, None)
         if limit is not None and longest_row > limit:
             raise UnsupportedModel(

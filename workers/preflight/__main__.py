@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from app.contracts.chat_file import read_rows
+from app.contracts.chat_file import read_wanted_rows
 from app.contracts.progress import PreflightResultMessage
 from app.contracts.risk import DataRisk
 from app.contracts.specs import SPEC_FILE, PreflightSpec
@@ -64,7 +64,7 @@ def _assessed(artefacts: Artefacts, data: Path, base_name: str, sha256: str, on_
     return assess(
         load(artefacts.model_dir),
         artefacts,
-        list(read_rows(data)),
+        list(read_wanted_rows(data)),
         base_name=base_name,
         training_file_sha256=sha256,
         on_progress=on_progress,

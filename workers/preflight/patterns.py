@@ -57,7 +57,7 @@ def find_patterns(rows: Sequence[ChatRow]) -> Findings:
 
 def answer_of(row: ChatRow) -> str:
     """The last answer that is trained."""
-    return next(message.content for message in reversed(row.messages) if _is_trained(message))
+    return next(message.text for message in reversed(row.messages) if _is_trained(message))
 
 
 def row_reasons(row: ChatRow) -> frozenset[FlagReason]:
@@ -93,13 +93,13 @@ def _is_trained(message: ChatMessage) -> bool:
 
 
 def _searched(message: ChatMessage) -> str:
-    return _SPACES.sub(" ", plain(message.content[:MOST_CHARACTERS])).lower()
+    return _SPACES.sub(" ", plain(message.text[:MOST_CHARACTERS])).lower()
 
 
 def _digest(row: ChatRow) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for message in row.messages:
-        words = " ".join(message.content.split()).encode()
+        words = " ".join(message.text.split()).encode()
         digest.update(f"{message.role}:{len(words)}:".encode())
         digest.update(words)
     return digest.digest()

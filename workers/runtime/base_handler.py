@@ -52,7 +52,7 @@ class BaseHandler(WorkHandler):
             if isinstance(message, BaseStatusMessage):
                 self._set(session, status=BaseStatus(message.status))
 
-    def store(self, folder: Path, result: Result) -> str:
+    def store(self, folder: Path, result: Result) -> BaseResultMessage:
         if not isinstance(result, BaseResultMessage):
             raise WorkFailedError(FailureCode.INTERNAL_ERROR, "The preparation ended with another kind of result.")
         if not (self._settings.bases_dir / result.prepared_hash).is_dir():
@@ -61,14 +61,21 @@ class BaseHandler(WorkHandler):
                 f"The preparation reported {result.prepared_hash}, but {self._settings.bases_dir} does not hold it: "
                 "check that nothing else cleans this folder, and prepare the base again.",
             )
-        return result.prepared_hash
+        return result
 
     def discard(self, session: Session, stored: object) -> None:
         """Content-addressed: another attempt makes the same folder, so there is nothing to take back."""
 
-    def succeed(self, session: Session, stored: str) -> None:
-        self._set(session, status=BaseStatus.READY, prepared_hash=stored, ready_at=db_now(), error=None)
-        record(session, SERVICE, None, "base.prepared", self.lease.subject_id, {"prepared_hash": stored})
+    def succeed(self, session: Session, stored: BaseResultMessage) -> None:
+        self._set(
+            session,
+            status=BaseStatus.READY,
+            prepared_hash=stored.prepared_hash,
+            renders_tools=stored.renders_tools,
+            ready_at=db_now(),
+            error=None,
+        )
+        record(session, SERVICE, None, "base.prepared", self.lease.subject_id, {"prepared_hash": stored.prepared_hash})
 
     def fail(self, session: Session, failure: FailureMessage) -> None:
         self._set(session, status=BaseStatus.FAILED, error=failure.message)

@@ -7,7 +7,7 @@ changed what is trained, the plan in the work folder, where later stages read th
 import time
 from typing import Any
 
-from app.contracts.chat_file import read_rows
+from app.contracts.chat_file import read_wanted_rows
 from app.contracts.plan import TrainingPlan
 from app.contracts.progress import EventMessage, PhaseMessage, PlanMessage
 from app.contracts.risk import DataRisk, RiskLevel
@@ -71,7 +71,7 @@ def _assess(context: StageContext) -> Assessment:
     return assess(
         load(context.artefacts.model_dir),
         context.artefacts,
-        list(read_rows(spec.training_file)),
+        list(read_wanted_rows(spec.training_file)),
         base_name=spec.base_id,
         training_file_sha256=spec.training_file_sha256,
         on_progress=context.channel.progress("examined rows"),

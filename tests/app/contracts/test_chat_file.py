@@ -87,7 +87,7 @@ class TestMessages:
             ([USER, {**ANSWER, "weight": 1.0}], "bad_message"),
             ([{**USER, "weight": 1}, ANSWER], "bad_message"),
             ([USER, {**ANSWER, "tool_calls": []}], "bad_message"),
-            ([USER, {"role": "tool", "content": "x"}, ANSWER], "bad_role"),
+            ([USER, {"role": "function", "name": "f", "content": "x"}, ANSWER], "bad_role"),
             ([USER, {"role": "Assistant", "content": "x"}], "bad_role"),
             ([USER, {"role": 5, "content": "x"}], "bad_role"),
             ([USER, {"role": "assistant", "content": " \n\t "}], "blank_content"),
@@ -117,10 +117,6 @@ class TestMessages:
     def test_unknown_keys_are_ignored_with_a_warning(self) -> None:
         assert warnings(line_of(USER, ANSWER, id=1, source="x")) == ["extra_key"]
         assert warnings(line_of({**USER, "name": "bob"}, ANSWER)) == ["extra_key"]
-
-    def test_tools_are_refused_because_ignoring_them_would_change_the_meaning(self) -> None:
-        assert codes(line_of(USER, ANSWER, tools=[{"type": "function"}])) == ["extra_key"]
-        assert warnings(line_of(USER, ANSWER, tools=[])) == []
 
     def test_long_rows_are_noted(self) -> None:
         long = {**ANSWER, "content": "x" * LONG_ROW_CHARACTERS}

@@ -1,0 +1,21 @@
+"""`python -m workers.counting`: a CountSpec on standard input, a CountResult on standard output, both as JSON."""
+
+import os
+import sys
+
+from app.contracts.counting import CountSpec
+
+
+def main() -> int:
+    """Reads, counts, answers."""
+    # Libraries that print something must not print it into the answer.
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answer:
+        os.dup2(2, 1)
+        from workers.counting.run import count
+
+        answer.write(count(CountSpec.model_validate_json(sys.stdin.read())).model_dump_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
