@@ -27,7 +27,6 @@ from app.storage import ObjectStorage
 from app.tether import tethered
 
 _MOST_AT_ONCE = 2
-_WAIT_SECONDS = 20.0
 # Passwords of database, broker and object store are nothing to a process that reads a stranger's file.
 _PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 _SET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -56,6 +55,8 @@ class TokenCounter:
     """Runs `python -m workers.counting`."""
 
     max_seconds: float
+    wait_seconds: float = 20.0
+    """How long a request waits for others to be counted."""
     _slots: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_MOST_AT_ONCE))
 
     def count(self, spec: CountSpec) -> CountResult:
@@ -74,37 +75,40 @@ class TokenCounter:
                 "UNFORGOTTEN_ARTEFACTS_DIR as the workers, on a file system that they share."
             )
             raise EstimatesUnavailableError(what)
-        if not self._slots.acquire(timeout=_WAIT_SECONDS):
+        with self.slot():
+            return self._run(spec)
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """One of the few places to count in; raises EstimatesBusyError where none becomes free."""
+        if not self._slots.acquire(timeout=self.wait_seconds):
             raise EstimatesBusyError("Other files are being counted: try again in some seconds.")
         try:
-            return self._run(spec)
+            yield
         finally:
             self._slots.release()
 
     def _run(self, spec: CountSpec) -> CountResult:
-        process = subprocess.Popen(
-            tethered([sys.executable, "-m", "workers.counting"], signal.SIGKILL),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=_environment(),
-        )
         try:
-            answer, errors = process.communicate(spec.model_dump_json().encode(), timeout=self.max_seconds)
+            done = subprocess.run(
+                tethered([sys.executable, "-m", "workers.counting"], signal.SIGKILL),
+                input=spec.model_dump_json().encode(),
+                capture_output=True,
+                env=_environment(),
+                timeout=self.max_seconds,
+                check=False,
+            )
         except subprocess.TimeoutExpired as error:
             what = (
                 f"Counting the file's tokens took longer than {self.max_seconds:g} seconds. A file with fewer rows, or "
                 "with shorter ones, can be counted."
             )
             raise EstimatesUnavailableError(what) from error
-        finally:
-            process.kill()
-            process.wait()
-        if process.returncode != 0:
-            log.error("counting failed", status=process.returncode, errors=errors.decode(errors="replace")[-4000:])
+        if done.returncode != 0:
+            log.error("counting failed", status=done.returncode, errors=done.stderr.decode(errors="replace")[-4000:])
             what = "The file's tokens could not be counted; the service's log says why. Tell its operator."
             raise EstimatesUnavailableError(what)
-        return CountResult.model_validate_json(answer)
+        return CountResult.model_validate_json(done.stdout)
 
 
 def _environment() -> dict[str, str]:
