@@ -1,8 +1,11 @@
 """What `GET /v1/safety/methods` says: methods, the average, and the merges, straight from their contracts."""
 
+from typing import get_args
+
 from app.catalog.schemas import MethodKind, SafetyMethod
-from app.contracts.methods import DEFAULT_METHOD, METHOD_CONFIGS, MethodConfig
+from app.contracts.methods import DEFAULT_METHOD, METHOD_CONFIGS, MethodConfig, MethodSettings
 from app.contracts.modifiers import MERGE_CONFIGS, Ema, MergeConfig
+from app.contracts.objectives import ObjectiveName
 from app.contracts.plan import can_be_merged
 
 _EMA = Ema.model_fields["name"].default
@@ -50,6 +53,7 @@ def _entry(
         description=" ".join((config.__doc__ or name).split()),
         is_default=name == DEFAULT_METHOD,
         needs=list(config.needs),
+        method_types=list(config.objectives if issubclass(config, MethodSettings) else get_args(ObjectiveName)),
         combines_with=combines_with,
         example=example,
         settings=config.model_json_schema(),

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from app.contracts.methods import Artefact
+from app.contracts.objectives import ObjectiveName
 
 MethodKind = Literal["method", "modifier", "merge"]
 
@@ -44,6 +45,8 @@ class SafetyMethod(BaseModel):
     is_default: bool
     needs: list[Artefact]
     """What the base must have been prepared with."""
+    method_types: list[ObjectiveName]
+    """Values of a job's `method.type` that it can be combined with."""
     combines_with: list[str]
     """Names of what it can be asked for together with."""
     example: dict[str, Any]

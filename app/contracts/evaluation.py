@@ -12,6 +12,7 @@ from pydantic import Field
 from app.contracts.gate import GateDecision, Repair
 from app.contracts.methods import MethodConfig
 from app.contracts.modifiers import Ema, MergeConfig
+from app.contracts.objectives import Objective, Supervised
 from app.contracts.risk import DataRisk, RiskOutcome
 from app.contracts.value import Value
 
@@ -197,10 +198,12 @@ class Cost(Value):
 class TrainingSummary(Value):
     """What the training run did."""
 
+    objective: Objective = Field(default_factory=Supervised)
     method: MethodConfig
     ema: Ema | None = None
     merge: MergeConfig | None = None
     num_rows: int
+    """Of preferences: pairs."""
     num_steps: int
     num_epochs: int
     trained_tokens: int
@@ -208,10 +211,10 @@ class TrainingSummary(Value):
     replayed_tokens: int
     first_loss: float
     last_loss: float
-    """Of the first and the last step on the user's rows."""
+    """Of the first and the last step on the user's rows: the objective's."""
     seconds: float
     counters: dict[str, float]
-    """The method's own counters at the end: a method that did nothing is visible here."""
+    """The objective's and the method's own counters at the end: a method that did nothing is visible here."""
     notes: list[str]
     """What a reader must know: a fall-back that was taken, rows that were cut."""
 

@@ -9,20 +9,28 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
+from app.contracts.objectives import ObjectiveName
 from app.contracts.value import Value, invalid_combination
 
 Artefact = Literal["memory", "gram", "fisher", "unaligned_twin"]
 """What `models prepare` makes once for a base, and a method may need."""
 
 
-class NoMethod(Value):
+class MethodSettings(Value):
+    """Settings of every method."""
+
+    objectives: ClassVar[tuple[ObjectiveName, ...]] = ("supervised", "dpo")
+    """What a method can be combined with: whatever the user's loss is, unless the method is itself a change of it."""
+
+
+class NoMethod(MethodSettings):
     """Plain LoRA fine-tuning: the reference that every other method is compared with. Keeps no safety."""
 
     needs: ClassVar[tuple[Artefact, ...]] = ()
     name: Literal["none"] = "none"
 
 
-class WithMemory(Value):
+class WithMemory(MethodSettings):
     """Settings of every method that draws from the base's safety memory."""
 
     needs: ClassVar[tuple[Artefact, ...]] = ("memory",)
@@ -94,7 +102,7 @@ class DerPlusPlus(Replay):
     """Weight of the cross-entropy on the second draw, a mean over its answer tokens."""
 
 
-class Ewc(Value):
+class Ewc(MethodSettings):
     """Elastic Weight Consolidation (Kirkpatrick et al. 2017): weights that the safe answers depend on (by their
     Fisher information) are held by a quadratic spring."""
 
@@ -105,7 +113,7 @@ class Ewc(Value):
     information F scaled to a mean of 1 over all weights that adapters change; 0 turns it off."""
 
 
-class Lwf(Value):
+class Lwf(MethodSettings):
     """Learning without Forgetting: on the user's own rows, the model's last hidden states (or its softened
     predictions) are held where the aligned base has them. Needs no safety memory."""
 
@@ -202,11 +210,12 @@ class Lisa(WithMemory):
     """Share of the steps at the beginning that go without the proximal term."""
 
 
-class ConstrainedSft(Value):
+class ConstrainedSft(MethodSettings):
     """Constrained fine-tuning (Qi et al. 2024): tokens that the tuned model already prefers over the aligned base are
     trained on less, most of all the first ones of an answer, where refusals are decided. Needs no safety memory."""
 
     needs: ClassVar[tuple[Artefact, ...]] = ()
+    objectives: ClassVar[tuple[ObjectiveName, ...]] = ("supervised",)
     name: Literal["constrained_sft"] = "constrained_sft"
     beta_first: float = Field(default=0.5, ge=0.0, le=1000.0)
     """Strength of the constraint on an answer's first token; 0 is none."""
@@ -218,7 +227,7 @@ class ConstrainedSft(Value):
     """How many tokens of an answer count as its beginning, the first one included."""
 
 
-class SafeLora(Value):
+class SafeLora(MethodSettings):
     """Safe LoRA (Hsu et al. 2024): after plain training, updates that point away from the direction in which the base
     was aligned are projected onto it."""
 
@@ -251,7 +260,7 @@ class SafeLora(Value):
         return self
 
 
-class MagMax(Value):
+class MagMax(MethodSettings):
     """MagMax (Marczak et al. 2024): after plain training, every weight takes the larger of two changes, alignment's or
     alignment's and the user's together, both counted from the unaligned base."""
 
@@ -300,3 +309,8 @@ METHOD_CONFIGS: dict[str, type[MethodConfig]] = {
 """Every method by name, in the order in which they are listed to users."""
 
 DEFAULT_METHOD = "der"
+
+
+def methods_for(objective: ObjectiveName) -> list[str]:
+    """Names of the methods that an objective can be combined with."""
+    return [name for name, config in METHOD_CONFIGS.items() if objective in config.objectives]

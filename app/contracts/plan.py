@@ -4,8 +4,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from app.contracts.methods import Artefact, Der, MethodConfig
+from app.contracts.methods import Artefact, Der, MethodConfig, methods_for
 from app.contracts.modifiers import Ema, MergeConfig
+from app.contracts.objectives import Objective, Supervised
 from app.contracts.value import Value, invalid_combination
 
 _MERGES_OF_THEIR_OWN = ("magmax", "safelora")
@@ -32,6 +33,8 @@ class LoraPlan(Value):
 class TrainingPlan(Value):
     """One fine-tuning run. Same base, data and plan give the same adapter, bit for bit on CPU."""
 
+    objective: Objective = Field(default_factory=Supervised)
+    """What training makes better on the user's rows, which are of its kind: conversations, or preference pairs."""
     method: MethodConfig = Field(default_factory=Der)
     ema: Ema | None = None
     """An average over the steps is shipped instead of the last state."""
@@ -40,7 +43,7 @@ class TrainingPlan(Value):
     lora: LoraPlan = Field(default_factory=LoraPlan)
     num_epochs: int = Field(default=1, ge=1, le=50)
     batch_size: int = Field(default=8, ge=1, le=256)
-    """User rows an optimizer step."""
+    """User rows (of preferences: pairs) an optimizer step."""
     learning_rate: float = Field(default=5e-4, gt=0.0, le=1.0)
     warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
     """Share of the steps over which the learning rate rises linearly; then it falls on a cosine to a tenth."""
@@ -49,7 +52,8 @@ class TrainingPlan(Value):
     max_row_tokens: int = Field(default=2048, ge=8, le=131_072)
     """Longer rows are cut at the end; a row whose answer is cut off altogether is refused."""
     micro_batch_tokens: int = Field(default=4096, ge=8)
-    """Most tokens in one forward; a step with more is accumulated over several."""
+    """Most tokens in one forward; a step with more is accumulated over several. A longer row goes alone, and so do the
+    two rows of a pair, whose loss needs both."""
     checkpoint_every_steps: int = Field(default=50, ge=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """`auto`: bf16 where the device multiplies it fast, else fp32. Adapter and optimizer are fp32 always."""
@@ -68,6 +72,12 @@ class TrainingPlan(Value):
 
     @model_validator(mode="after")
     def _combination_makes_sense(self) -> Self:
+        if self.objective.name not in self.method.objectives:
+            raise invalid_combination(
+                "method",
+                f"«{self.method.name}» changes the supervised loss itself, and {self.objective.name} has another one: "
+                f"use one of {', '.join(methods_for(self.objective.name))}.",
+            )
         if self.merge is not None and not can_be_merged(self.method.name, self.merge.name):
             raise invalid_combination(
                 "merge",

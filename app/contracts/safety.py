@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from app.contracts.gate import GatePolicy, OnFail
 from app.contracts.methods import METHOD_CONFIGS, Der, MethodConfig
 from app.contracts.modifiers import MERGE_CONFIGS, Ema, MergeConfig
+from app.contracts.objectives import SUPERVISED, Objective
 from app.contracts.plan import TrainingPlan
 from app.contracts.value import INVALID_COMBINATION, Value
 
@@ -46,7 +47,14 @@ class Safety(NamedTuple):
     merge: MergeConfig | None = None
 
 
-def safety_from(method: str, settings: Mapping[str, object], *, ema: object = None, merge: object = None) -> Safety:
+def safety_from(
+    method: str,
+    settings: Mapping[str, object],
+    *,
+    ema: object = None,
+    merge: object = None,
+    objective: Objective = SUPERVISED,
+) -> Safety:
     """A method with its settings, what is averaged, and what is merged afterwards.
 
     Args:
@@ -54,13 +62,14 @@ def safety_from(method: str, settings: Mapping[str, object], *, ema: object = No
         settings: The method's, by name.
         ema: true, or the settings of an average over the steps; nothing, null or false for none.
         merge: The name and the settings of a merge in one object; nothing or null for none.
+        objective: What is trained: not every method goes with every one.
 
     Raises:
         SafetyRefused: Anything about them is wrong, or they make no sense together.
     """
     safety = Safety(_method(method, settings), _ema(ema), _merge(merge))
     try:
-        TrainingPlan(method=safety.method, ema=safety.ema, merge=safety.merge)
+        TrainingPlan(method=safety.method, ema=safety.ema, merge=safety.merge, objective=objective)
     except ValidationError as error:
         raise _refused(error, {}, ()) from error
     return safety

@@ -1,40 +1,56 @@
 """From a request to a plan: every "auto" resolved, every setting checked, nothing left to guess."""
 
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from app.contracts.bases import TrainingDefaults
 from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
+from app.contracts.objectives import SUPERVISED, Dpo, Objective, ObjectiveName
 from app.contracts.plan import LoraPlan, TrainingPlan
 from app.contracts.protection import AUTO, Protection
 from app.contracts.safety import Safety, SafetyRefused, safety_from, stricter
 from app.contracts.value import INVALID_COMBINATION
 from app.errors import InvalidRequestError, UnsupportedError
-from app.jobs.schemas import Hyperparameters, JobCreate, SafetyRequest
+from app.jobs.schemas import (
+    DpoHyperparameters,
+    DpoMethod,
+    Hyperparameters,
+    JobCreate,
+    SafetyRequest,
+    SupervisedMethod,
+)
+
+_LEARNING_RATES: Mapping[ObjectiveName, float] = {"supervised": 1.0, "dpo": 0.1}
+"""Shares of the base's learning rate, which is one for answers. A preference is about the sum of an answer's
+log-probabilities, which every step moves by as much as all its tokens together: at the same rate a few steps go far
+beyond what a pair asks for."""
 
 
 def resolve_plan(request: JobCreate, defaults: TrainingDefaults) -> tuple[TrainingPlan, dict[str, Any]]:
-    """The plan, and OpenAI's three hyperparameters as numbers to show.
+    """The plan, and OpenAI's hyperparameters of the job's method as numbers to show.
 
     Raises:
         InvalidRequestError: A setting is unknown, out of bounds, or not supported.
     """
     asked, path = _hyperparameters(request)
+    objective, extra = _objective(asked)
     multiplier = 1.0 if asked.learning_rate_multiplier is None else asked.learning_rate_multiplier
-    learning_rate = defaults.learning_rate * multiplier
+    usual_rate = defaults.learning_rate * _LEARNING_RATES[objective.name]
+    learning_rate = usual_rate * multiplier
     if not 0.0 < learning_rate <= 1.0:
-        what = (
-            f"The learning rate would be {learning_rate:g}: this base's is {defaults.learning_rate:g}, and 1 the most."
-        )
+        what = f"The learning rate would be {learning_rate:g}: this base's is {usual_rate:g}, and 1 the most."
         raise InvalidRequestError(what, param=f"{path}.learning_rate_multiplier")
     shown = {
+        **extra,
         "batch_size": asked.batch_size or defaults.batch_size,
         "learning_rate_multiplier": multiplier,
         "n_epochs": asked.n_epochs or defaults.num_epochs,
     }
-    safety = _safety(request.safety)
+    safety = _safety(request.safety, objective)
     plan = TrainingPlan(
+        objective=objective,
         method=safety.method,
         ema=safety.ema,
         merge=safety.merge,
@@ -50,22 +66,39 @@ def resolve_plan(request: JobCreate, defaults: TrainingDefaults) -> tuple[Traini
 
 
 def _hyperparameters(request: JobCreate) -> tuple[Hyperparameters, str]:
-    """What was asked for, and the path under which it was."""
+    """What was asked for (of preferences: DpoHyperparameters), and the path under which it was."""
     if request.integrations:
         raise UnsupportedError("Integrations are not supported: leave them out.", param="integrations")
     method = request.method
     if method is None:
         return request.hyperparameters or Hyperparameters(), "hyperparameters"
-    if method.type != "supervised" or method.dpo is not None or method.reinforcement is not None:
-        what = "Only the method supervised is supported; how safety is kept is chosen under safety.method."
+    if method.type == "reinforcement":
+        what = (
+            "Reinforcement fine-tuning needs graders, and this service has none: use the method supervised, or dpo. "
+            "How safety is kept is chosen under safety.method."
+        )
         raise UnsupportedError(what, param="method.type")
-    inner = method.supervised.hyperparameters if method.supervised else None
+    for other in ("supervised", "dpo", "reinforcement"):
+        if other != method.type and getattr(method, other) is not None:
+            what = f"method.type is {method.type}: leave {other} out, or ask for it."
+            raise InvalidRequestError(what, param=f"method.{other}", code=INVALID_COMBINATION)
+    chosen: SupervisedMethod | DpoMethod | None = method.dpo if method.type == "dpo" else method.supervised
+    inner = None if chosen is None else chosen.hyperparameters
     if inner is not None and request.hyperparameters is not None:
-        what = "Give hyperparameters or method.supervised.hyperparameters, not both."
+        what = f"Give hyperparameters or method.{method.type}.hyperparameters, not both."
         raise InvalidRequestError(what, param="hyperparameters")
     if inner is not None:
-        return inner, "method.supervised.hyperparameters"
-    return request.hyperparameters or Hyperparameters(), "hyperparameters"
+        return inner, f"method.{method.type}.hyperparameters"
+    outer = request.hyperparameters or Hyperparameters()
+    return DpoHyperparameters(**dict(outer)) if method.type == "dpo" else outer, "hyperparameters"
+
+
+def _objective(asked: Hyperparameters) -> tuple[Objective, dict[str, Any]]:
+    """What is trained, and its own hyperparameters as numbers to show."""
+    if not isinstance(asked, DpoHyperparameters):
+        return SUPERVISED, {}
+    objective = Dpo() if asked.beta is None else Dpo(beta=asked.beta)
+    return objective, {"beta": objective.beta}
 
 
 def resolve_protection(request: SafetyRequest | None, gate: GatePolicy, evaluation: EvaluationPlan) -> Protection:
@@ -94,14 +127,16 @@ def resolve_protection(request: SafetyRequest | None, gate: GatePolicy, evaluati
     )
 
 
-def _safety(request: SafetyRequest | None) -> Safety:
+def _safety(request: SafetyRequest | None, objective: Objective) -> Safety:
     if request is None:
         return Safety()
     try:
         if request.method == AUTO:
             _require_nothing_beside_auto(request)
             return Safety()
-        return safety_from(request.method, request.hyperparameters, ema=request.ema, merge=request.merge)
+        return safety_from(
+            request.method, request.hyperparameters, ema=request.ema, merge=request.merge, objective=objective
+        )
     except SafetyRefused as refused:
         raise _invalid(refused) from refused
 

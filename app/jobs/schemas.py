@@ -63,6 +63,11 @@ NumEpochs = Annotated[
     Auto,
     _auto_or({"type": "integer", "minimum": 1, "maximum": 50}),
 ]
+Beta = Annotated[
+    Annotated[float, Field(strict=True, gt=0.0, le=2.0, allow_inf_nan=False)] | None,
+    Auto,
+    _auto_or({"type": "number", "exclusiveMinimum": 0, "maximum": 2}),
+]
 MetadataKey = Annotated[
     # SQLite cannot look for a key that has a quote or a backslash in it.
     str,
@@ -95,12 +100,24 @@ class SupervisedMethod(RequestBody):
     hyperparameters: Hyperparameters | None = None
 
 
+class DpoHyperparameters(Hyperparameters):
+    """The same, and how strongly the model is held to the one that training begins with ("auto" is 0.1)."""
+
+    beta: Beta = None
+
+
+class DpoMethod(RequestBody):
+    """Hyperparameters of preference training."""
+
+    hyperparameters: DpoHyperparameters | None = None
+
+
 class Method(RequestBody):
-    """Only `supervised` is done here; the others are known so that they can be refused with a reason."""
+    """What is trained: answers, or preferences. `reinforcement` is known so that it can be refused with a reason."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: SupervisedMethod | None = None
-    dpo: dict[str, Any] | None = None
+    dpo: DpoMethod | None = None
     reinforcement: dict[str, Any] | None = None
 
 
@@ -204,8 +221,8 @@ class JobObject(BaseModel):
             fine_tuned_model=row.fine_tuned_model,
             organization_id=organization,
             status=row.status,
-            hyperparameters=row.hyperparameters,
-            method={"type": "supervised", "supervised": {"hyperparameters": row.hyperparameters}},
+            hyperparameters={key: value for key, value in row.hyperparameters.items() if key != "beta"},
+            method=_method(row),
             training_file=row.training_file,
             validation_file=row.validation_file,
             result_files=row.result_files,
@@ -281,6 +298,12 @@ class CheckpointList(ListOf[CheckpointObject]):
 
     first_id: str | None
     last_id: str | None
+
+
+def _method(row: Job) -> dict[str, Any]:
+    # Plans that were made before there was a choice have no objective.
+    name = row.plan.get("objective", {}).get("name", "supervised")
+    return {"type": name, name: {"hyperparameters": row.hyperparameters}}
 
 
 def _safety(plan: dict[str, Any], protection: Protection) -> dict[str, Any]:

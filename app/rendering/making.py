@@ -1,8 +1,9 @@
 """How the model was made: the training with its curves, cost and time, and which things exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from app.contracts.evaluation import Curve, Report, TrainingSummary
+from app.contracts.objectives import Dpo
 from app.contracts.report_table import percent_text
 from app.contracts.value import Value
 from app.rendering import figures
@@ -16,6 +17,11 @@ _NAMES = {
     "valid_loss": "Loss on the validation file",
     "train_accuracy": "Token accuracy",
     "valid_mean_token_accuracy": "Token accuracy on the validation file",
+}
+_NAMES_OF_PREFERENCES = {
+    **_NAMES,
+    "train_accuracy": "Pairs with the preferred answer ahead",
+    "valid_mean_token_accuracy": "Pairs with the preferred answer ahead, in the validation file",
 }
 _TOGETHER = {"train_loss": "valid_loss", "train_accuracy": "valid_mean_token_accuracy"}
 """Curves that are drawn into one figure: the training's and the validation's."""
@@ -31,9 +37,10 @@ def training(report: Report) -> Section | None:
             blocks.append(Bullets(tuple(summary.notes)))
         if summary.counters:
             rows = tuple((name, number_text(value)) for name, value in sorted(summary.counters.items()))
-            blocks.append(Table("The method's own counters at the end", ("Counter", "Value"), rows))
+            blocks.append(Table("Counters of objective and method at the end", ("Counter", "Value"), rows))
     if report.curves:
-        blocks += _curves(report.curves)
+        is_of_preferences = summary is not None and isinstance(summary.objective, Dpo)
+        blocks += _curves(report.curves, _NAMES_OF_PREFERENCES if is_of_preferences else _NAMES)
     return Section("training", "What did the training do?", tuple(blocks)) if blocks else None
 
 
@@ -82,13 +89,16 @@ def provenance(report: Report) -> Section:
 def _training_facts(summary: TrainingSummary) -> list[tuple[str, str]]:
     average = [] if summary.ema is None else [("Average over the steps", "yes"), *_settings("Average's", summary.ema)]
     merge = [] if summary.merge is None else [("Merge", summary.merge.name), *_settings("Merge's", summary.merge)]
+    objective = summary.objective
     return [
+        ("Objective", objective.name),
+        *_settings("Objective's", objective),
         ("Method", summary.method.name),
         *_settings("Setting", summary.method),
         *average,
         *merge,
         (
-            "Rows, epochs, steps",
+            f"{objective.rows_are.capitalize()}, epochs, steps",
             f"{count_text(summary.num_rows)}, {summary.num_epochs}, {count_text(summary.num_steps)}",
         ),
         ("Trained tokens", count_text(summary.trained_tokens)),
@@ -107,13 +117,13 @@ def _settings(what: str, config: Value) -> list[tuple[str, str]]:
     return rows
 
 
-def _curves(curves: Sequence[Curve]) -> list[Block]:
+def _curves(curves: Sequence[Curve], names: Mapping[str, str]) -> list[Block]:
     known = {curve.name: curve for curve in curves if curve.steps}
     if not known:
         return []
     rows = tuple(
         (
-            _NAMES.get(name, name),
+            names.get(name, name),
             *(number_text(value, 4) for value in (c.values[0], c.values[-1], min(c.values), max(c.values))),
         )
         for name, c in known.items()
@@ -123,15 +133,15 @@ def _curves(curves: Sequence[Curve]) -> list[Block]:
     groups = [
         [known[part] for part in (name, _TOGETHER.get(name)) if part in known] for name in known if name not in second
     ]
-    return [*map(_curve_plot, groups), Table("Curves in numbers", header, rows)]
+    return [*(_curve_plot(group, names) for group in groups), Table("Curves in numbers", header, rows)]
 
 
-def _curve_plot(group: Sequence[Curve]) -> Plot:
+def _curve_plot(group: Sequence[Curve], names: Mapping[str, str]) -> Plot:
     first = group[0]
-    named = [curve.model_copy(update={"name": _NAMES.get(curve.name, curve.name)}) for curve in group]
+    named = [curve.model_copy(update={"name": names.get(curve.name, curve.name)}) for curve in group]
     ends = "; ".join(
         f"{curve.name} from {number_text(curve.values[0], 4)} at step {curve.steps[0]} to "
         f"{number_text(curve.values[-1], 4)} at step {curve.steps[-1]}"
         for curve in named
     )
-    return Plot(_NAMES.get(first.name, first.name), f"{ends}.", figures.curves(named))
+    return Plot(names.get(first.name, first.name), f"{ends}.", figures.curves(named))

@@ -21,6 +21,7 @@ from workers.finetuning.memory import SafetyMemory, load_memory
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods import build_method
 from workers.finetuning.rows import TokenRow, dropout_seed, encode_dataset, memory_indices
+from workers.finetuning.run import build_objective
 from workers.modeling import adapters
 from workers.modeling.heads import output_head
 from workers.modeling.loading import LoadedModel, autocast, load
@@ -109,9 +110,10 @@ class Bench:
         """A loop with its method prepared. All have to be there before the first step, which moves the adapter."""
         tokens = self.plan.micro_batch_tokens
         plan = TrainingPlan(**parts, batch_size=self.plan.batch_size, micro_batch_tokens=tokens)
-        method = build_method(plan)
+        objective, method = build_objective(plan, self.backbone), build_method(plan)
         loop = TrainingLoop(
             backbone=self.backbone,
+            objective=objective,
             method=method,
             plan=plan,
             rows=self.rows,
@@ -121,7 +123,9 @@ class Bench:
             control=RunControl(),
         )
         method.prepare(
-            MethodContext(self.backbone, self.rows, plan, self.artefacts, lambda: self.memory, loop.num_steps)
+            MethodContext(
+                self.backbone, self.rows, plan, self.artefacts, lambda: self.memory, loop.num_steps, objective
+            )
         )
         return loop
 

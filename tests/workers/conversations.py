@@ -1,6 +1,6 @@
 """Short conversations to train and to ask with."""
 
-from app.contracts.chat import ChatMessage, ChatRow
+from app.contracts.chat import ChatMessage, ChatRow, PreferenceRow
 
 
 def ask(text: str) -> list[ChatMessage]:
@@ -22,3 +22,18 @@ def short_rows(count: int) -> list[ChatRow]:
         thing, colour = THINGS[number % len(THINGS)], COLOURS[number % len(COLOURS)]
         rows.append(row(f"{number}: which colour has the {thing}?", colour if number % 3 else f"It is {colour}."))
     return rows
+
+
+def short_pairs(count: int) -> list[PreferenceRow]:
+    """The same requests with the same answers, which are wanted, and longer or shorter ones that are not."""
+    pairs = []
+    for number, wanted in enumerate(short_rows(count)):
+        other = f"Oh, who could tell, {COLOURS[(number + 1) % len(COLOURS)]}?" if number % 2 else "No idea."
+        pairs.append(
+            PreferenceRow(
+                messages=wanted.messages[:-1],
+                preferred=wanted.messages[-1],
+                rejected=ChatMessage(role="assistant", content=other),
+            )
+        )
+    return pairs

@@ -11,10 +11,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.contracts.chat import ChatRow, PreferenceRow
 from app.contracts.chat_file import read_rows
 from app.contracts.methods import METHOD_CONFIGS, MethodConfig
 from app.contracts.modifiers import MERGE_CONFIGS, Ema, MergeConfig
+from app.contracts.objectives import SUPERVISED, Dpo, Objective, ObjectiveName
 from app.contracts.plan import LoraPlan, Quantisation, TrainingPlan
+from app.contracts.preference_file import read_preference_file
 from app.contracts.safety import Safety, SafetyRefused, safety_from
 from workers.finetuning.artefacts import RECORD_FILE, Artefacts
 from workers.finetuning.distributed import Ranks, joined
@@ -42,9 +45,21 @@ def main(
     base: Annotated[
         Path, typer.Option(exists=True, file_okay=False, help="A prepared base; for `none` any model folder.")
     ],
-    data: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="Training rows: chat JSONL.")],
+    data: Annotated[
+        Path, typer.Option(exists=True, dir_okay=False, help="Training rows: JSONL of chats, or of preferences.")
+    ],
     out: Annotated[Path, typer.Option(help="Receives adapter/, checkpoints/ and step_metrics.csv.")],
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHOD_CONFIGS)}.")] = "der",
+    objective: Annotated[
+        ObjectiveName,
+        typer.Option(
+            help="`supervised`: the answers of chats; `dpo`: preference pairs, lines of input, preferred_output and "
+            "non_preferred_output. Preferences want a tenth of the learning rate."
+        ),
+    ] = "supervised",
+    beta: Annotated[
+        float | None, typer.Option(help="Of dpo: how strongly the model is held to its start, above 0 and at most 2.")
+    ] = None,
     settings: Annotated[
         str,
         typer.Option(
@@ -62,7 +77,7 @@ def main(
         ),
     ] = "null",
     validation: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Validation rows: chat JSONL.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Validation rows, of the same kind.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 1,
     batch_size: Annotated[int, typer.Option(help="Rows an optimizer step.")] = 8,
@@ -83,8 +98,10 @@ def main(
     # Processes of one machine share its cores.
     use_threads(threads or max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     try:
-        safety = _safety(method, settings, ema, merge)
+        chosen = _objective(objective, beta)
+        safety = _safety(method, settings, ema, merge, chosen)
         plan = TrainingPlan(
+            objective=chosen,
             method=safety.method,
             ema=safety.ema,
             merge=safety.merge,
@@ -111,12 +128,20 @@ def main(
         typer.echo(result.summary.model_dump_json(indent=2))
 
 
-def _safety(method: str, settings: str, ema: str, merge: str) -> Safety:
+def _objective(name: ObjectiveName, beta: float | None) -> Objective:
+    if name == "dpo":
+        return Dpo() if beta is None else Dpo(beta=beta)
+    if beta is not None:
+        raise typer.BadParameter("--beta belongs to --objective dpo: leave it out.")
+    return SUPERVISED
+
+
+def _safety(method: str, settings: str, ema: str, merge: str, objective: Objective) -> Safety:
     values = _json("--settings", settings)
     if not isinstance(values, dict):
         raise typer.BadParameter("--settings is no JSON object; write for instance '{\"alpha\": 4}'")
     try:
-        return safety_from(method, values, ema=_json("--ema", ema), merge=_json("--merge", merge))
+        return safety_from(method, values, ema=_json("--ema", ema), merge=_json("--merge", merge), objective=objective)
     except SafetyRefused as refused:
         option, *inner = refused.path
         place = " ".join(["--settings" if option == "hyperparameters" else f"--{option}", ".".join(inner)]).strip()
@@ -134,7 +159,7 @@ def _train(
     base: Path, data: Path, validation: Path | None, plan: TrainingPlan, out: Path, ranks: Ranks
 ) -> FinetuneResult:
     artefacts = Artefacts(base) if (base / RECORD_FILE).is_file() else None
-    rows = [row for _, row in read_rows(data)]
+    rows = _rows(data, plan)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -151,10 +176,16 @@ def _train(
             base_name=artefacts.record["base_id"] if artefacts else base.name,
             base_hash=artefacts.record["theta_safe_hash"] if artefacts else content_hash(base),
             artefacts=artefacts,
-            validation_rows=[row for _, row in read_rows(validation)] if validation else [],
+            validation_rows=_rows(validation, plan) if validation else [],
             control=_Bar(progress, plan.num_epochs * steps_per_epoch(len(rows), plan.batch_size)),
             ranks=ranks,
         )
+
+
+def _rows(file: Path, plan: TrainingPlan) -> list[ChatRow] | list[PreferenceRow]:
+    if isinstance(plan.objective, Dpo):
+        return [pair for _, pair in read_preference_file(file)]
+    return [row for _, row in read_rows(file)]
 
 
 def _settings_help() -> str:

@@ -4,7 +4,7 @@ Legend: N predicting positions of the rows given, row after row; H hidden size; 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -187,7 +187,9 @@ class Backbone:
             name: LoraPair(a.detach().clone(), b.detach() * self.scaling) for name, (a, b) in self.lora_weights.items()
         }
 
-    def teacher_states(self, rows: Sequence[TokenRow], *, every_position: bool = False) -> torch.Tensor:
+    def teacher_states(
+        self, rows: Sequence[TokenRow], *, every_position: bool = False, adapted: bool = False
+    ) -> torch.Tensor:
         """Final hidden states [N, H] of the base without the adapter (theta_safe), without dropout or gradient.
 
         One forward more. The safety memory's are computed once for all: see `SafetyMemory.teacher_states`.
@@ -195,14 +197,15 @@ class Backbone:
         Args:
             rows: Any rows.
             every_position: States at all tokens of the rows instead of the predicting ones.
+            adapted: With the adapter as it is now.
         """
         if every_position:
             rows = [replace(row, positions=tuple(range(len(row.ids)))) for row in rows]
-        with self._evaluating(), adapters.disabled(self.model):
+        with self._evaluating(), nullcontext() if adapted else adapters.disabled(self.model):
             return compute_teacher_states(self.model, rows, lambda *_: None).to(self.device)
 
     def teacher_passes(
-        self, rows: Sequence[TokenRow], *, every_position: bool = False
+        self, rows: Sequence[TokenRow], *, every_position: bool = False, adapted: bool = False
     ) -> Iterator[tuple[list[TokenRow], torch.Tensor]]:
         """`teacher_states` of each distinct row of a whole data set, some rows at a time: only theirs are in memory.
 
@@ -213,12 +216,12 @@ class Backbone:
         num_tokens = 0
         for row in longest_first:
             if cut and num_tokens + len(row.ids) > self._tokens:
-                yield cut, self.teacher_states(cut, every_position=every_position)
+                yield cut, self.teacher_states(cut, every_position=every_position, adapted=adapted)
                 cut, num_tokens = [], 0
             cut.append(row)
             num_tokens += len(row.ids)
         if cut:
-            yield cut, self.teacher_states(cut, every_position=every_position)
+            yield cut, self.teacher_states(cut, every_position=every_position, adapted=adapted)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:

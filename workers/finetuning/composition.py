@@ -12,6 +12,7 @@ import torch
 
 from workers.finetuning.backbone import Part
 from workers.finetuning.method import Method, MethodContext
+from workers.finetuning.objective import TaskLoss
 from workers.finetuning.rows import StepTotals, TokenRow
 from workers.modeling.adapters import LoraPair
 
@@ -40,8 +41,8 @@ class Composition(Method):
     def longest_row_tokens(self) -> int:
         return self._method.longest_row_tokens
 
-    def user_loss(self, part: Part, losses_N: torch.Tensor, totals: StepTotals) -> torch.Tensor:
-        return self._method.user_loss(part, losses_N, totals)
+    def user_loss(self, part: Part, task: TaskLoss, totals: StepTotals) -> torch.Tensor:
+        return self._method.user_loss(part, task, totals)
 
     def replay_loss(self, part: Part, totals: StepTotals) -> torch.Tensor:
         return self._method.replay_loss(part, totals)

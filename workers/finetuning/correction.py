@@ -12,6 +12,7 @@ from pathlib import Path
 
 from app.contracts.chat import ChatMessage, ChatRow
 from app.contracts.methods import Der
+from app.contracts.objectives import SUPERVISED
 from app.contracts.plan import LoraPlan, TrainingPlan
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.errors import ArtefactMissing
@@ -62,6 +63,7 @@ def correct(
     steps_per_epoch = -(-len(rows) // ROWS_PER_STEP)
     config = json.loads((adapter_dir / CONFIG_FILE).read_text())
     changes = {
+        "objective": SUPERVISED,
         "method": Der(memory_rows_per_step=ROWS_PER_STEP),
         "ema": None,
         "merge": None,

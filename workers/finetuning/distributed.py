@@ -22,7 +22,7 @@ import torch
 from torch import distributed as dist
 
 from workers.finetuning.errors import ProcessesDiffer, TooFewDevices
-from workers.finetuning.rows import TokenRow
+from workers.finetuning.rows import TokenRow, num_tokens, units
 
 RENDEZVOUS = "UNFORGOTTEN_RENDEZVOUS"
 """Environment variable: where the processes find each other, as a URL of torch's; torchrun's own way without it."""
@@ -47,15 +47,16 @@ class Ranks:
         return self.rank == 0
 
     def share(self, rows: Sequence[TokenRow]) -> list[TokenRow]:
-        """The rows that this process runs: about as many tokens as the others, possibly none."""
+        """The rows that this process runs: about as many tokens as the others, possibly none. Pairs stay together."""
         if self.size == 1:
             return list(rows)
         loads = [0] * self.size
-        owners = [0] * len(rows)
-        for place in sorted(range(len(rows)), key=lambda k: -len(rows[k].ids)):
+        given = units(rows)
+        owners = [0] * len(given)
+        for place in sorted(range(len(given)), key=lambda k: -num_tokens(given[k])):
             owners[place] = loads.index(min(loads))
-            loads[owners[place]] += len(rows[place].ids)
-        return [row for row, owner in zip(rows, owners, strict=True) if owner == self.rank]
+            loads[owners[place]] += num_tokens(given[place])
+        return [row for unit, owner in zip(given, owners, strict=True) if owner == self.rank for row in unit]
 
     def add_up(self, tensors: Sequence[torch.Tensor]) -> None:
         """Replaces each tensor by its sum over all processes."""

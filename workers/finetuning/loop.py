@@ -25,6 +25,7 @@ from workers.finetuning.checkpoints import (
 )
 from workers.finetuning.errors import CheckpointDamaged, TrainingDiverged
 from workers.finetuning.method import Method
+from workers.finetuning.objective import CORRECT, LOSS, Objective, SupervisedAnswers
 from workers.finetuning.rows import (
     StepTotals,
     TokenRow,
@@ -32,8 +33,8 @@ from workers.finetuning.rows import (
     dropout_seed,
     steps_per_epoch,
     totals,
+    units,
 )
-from workers.modeling.heads import cross_entropy
 from workers.modeling.packing import packed_attention
 
 FINAL_LEARNING_RATE = 0.1
@@ -47,8 +48,11 @@ class StepMetrics:
     step: int
     """Counted from 1."""
     loss: float
-    """Mean cross-entropy over the user's trained tokens, in nats; over the memory's where it had its turn."""
+    """The objective's mean over the user's trained tokens (cross-entropy, in nats) or preference pairs; the mean
+    cross-entropy over the memory's tokens where it had its turn."""
     token_accuracy: float
+    """Share of trained tokens that the model finds the most likely ones; of preference pairs, share of those where the
+    wanted answer has the higher implicit reward (in the first step both have none, up to rounding)."""
     gradient_norm: float
     """Before clipping."""
     learning_rate: float
@@ -89,9 +93,11 @@ class TrainingLoop:
     """One run over one data set."""
 
     backbone: Backbone
+    objective: Objective
     method: Method
     plan: TrainingPlan
     rows: Sequence[TokenRow]
+    """The user's; rows of a pair are drawn together."""
     validation_rows: Sequence[TokenRow]
     checkpoint_dir: Path
     run_key: str
@@ -99,7 +105,9 @@ class TrainingLoop:
     control: RunControl
 
     def __post_init__(self) -> None:
-        self.steps_per_epoch = steps_per_epoch(len(self.rows), self.plan.batch_size)
+        self._units = units(self.rows)
+        self._memorys_turn = SupervisedAnswers(self.backbone)
+        self.steps_per_epoch = steps_per_epoch(len(self._units), self.plan.batch_size)
         self.num_steps = self.steps_per_epoch * self.plan.num_epochs
         self.parameters = self.backbone.parameters
         self.optimizer = torch.optim.AdamW(
@@ -140,23 +148,24 @@ class TrainingLoop:
     def step(self, step: int, rows: Sequence[TokenRow]) -> StepMetrics:
         """One optimizer step (counted from 0) on the given rows; the model must be in `packed_attention`.
 
-        Rows of the memory alone are its turn: they are trained on as the user's are.
+        Rows of the memory alone are its turn: they are trained on by their cross-entropy, whatever the user's are by.
         """
         is_memory_turn = all(row.memory_index is not None for row in rows)
         if is_memory_turn:
             rows = [replace(row, memory_index=None) for row in rows]
+        objective = self._memorys_turn if is_memory_turn else self.objective
         step_totals = totals(rows)
         self.method.before_gradients(step, rows)
         self.optimizer.zero_grad(set_to_none=True)
-        loss, correct = self._accumulate(rows, step_totals)
+        means = self._accumulate(rows, step_totals, objective)
         penalty = self.method.parameter_penalty(step)
         if penalty is not None:
             penalty.backward()  # type: ignore[no-untyped-call]
         self.method.adjust_gradients(step, {n: p.grad for n, p in self.parameters.items() if p.grad is not None})
         norm = float(nn.utils.clip_grad_norm_(list(self.parameters.values()), self.plan.max_gradient_norm))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        if not (math.isfinite(means[LOSS]) and math.isfinite(norm)):
             raise TrainingDiverged(
-                f"Step {step + 1}: the loss is {loss} and the gradient norm {norm}. Lower the learning rate."
+                f"Step {step + 1}: the loss is {means[LOSS]} and the gradient norm {norm}. Lower the learning rate."
             )
         rate = self._learning_rate(step)
         for group in self.optimizer.param_groups:
@@ -165,14 +174,14 @@ class TrainingLoop:
         self.method.after_step(step)
         return StepMetrics(
             step=step + 1,
-            loss=loss,
-            token_accuracy=correct / step_totals.user_tokens,
+            loss=means[LOSS],
+            token_accuracy=means[CORRECT],
             gradient_norm=norm,
             learning_rate=rate,
             trained_tokens=0 if is_memory_turn else step_totals.user_tokens,
             processed_tokens=sum(len(r.ids) for r in rows),
             replayed_tokens=step_totals.user_tokens if is_memory_turn else step_totals.replay_tokens,
-            counters=self.method.counters(),
+            counters={**{name: means[name] for name in objective.counters}, **self.method.counters()},
         )
 
     def rows_of(self, step: int) -> list[TokenRow]:
@@ -180,51 +189,52 @@ class TrainingLoop:
         memory = self.method.memory_batch(step)
         if memory is not None:
             return list(memory)
-        picked = batch_indices(len(self.rows), self.plan.batch_size, step, self.plan.seed)
-        return [*(self.rows[i] for i in picked), *self.method.replay_rows(step)]
+        picked = batch_indices(len(self._units), self.plan.batch_size, step, self.plan.seed)
+        return [*(row for i in picked for row in self._units[i]), *self.method.replay_rows(step)]
 
-    def _accumulate(self, rows: Sequence[TokenRow], step_totals: StepTotals) -> tuple[float, float]:
-        """Gradients of the step's rows into `.grad`; returns the mean loss and the correct tokens."""
+    def _accumulate(self, rows: Sequence[TokenRow], step_totals: StepTotals, objective: Objective) -> dict[str, float]:
+        """Gradients of the step's rows into `.grad`; returns the objective's measures, as means over the step."""
         ranks = self.backbone.ranks
-        loss, correct = 0.0, 0.0
+        sums = dict.fromkeys(objective.measures, 0.0)
         with ranks.own_dropout(self.backbone.device):
             for micro in self.backbone.cuts(rows):
-                part_loss, part_correct = self._backward(micro, step_totals)
-                loss, correct = loss + part_loss, correct + part_correct
+                _add(sums, self._backward(micro, step_totals, objective))
         if ranks.size > 1:
             for parameter in self.parameters.values():
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             ranks.add_up([p.grad for p in self.parameters.values() if p.grad is not None])
-        return ranks.total(loss), ranks.total(correct)
+        return self._means(sums, objective.count(step_totals))
 
-    def _backward(self, micro: Sequence[TokenRow], step_totals: StepTotals) -> tuple[float, int]:
-        """Backward through one forward; returns its share of the mean loss, and its correct tokens."""
+    def _backward(self, micro: Sequence[TokenRow], step_totals: StepTotals, objective: Objective) -> dict[str, float]:
+        """Backward through one forward; returns its part of the objective's sums."""
         forward = self.backbone.forward(micro)
         user, replay = forward.users(), forward.replayed()
-        objective = torch.zeros((), device=self.backbone.device)
-        loss, correct = 0.0, 0
+        loss = torch.zeros((), device=self.backbone.device)
+        sums: dict[str, float] = {}
         if user is not None:
-            result = cross_entropy(self.backbone.head, user.states_NH, self.backbone.targets(user.rows))
-            objective = objective + self.method.user_loss(user, result.losses_N, step_totals)
-            loss, correct = float(result.loss_sum.detach()) / step_totals.user_tokens, result.num_correct
+            task = objective.share(user, step_totals)
+            loss = loss + self.method.user_loss(user, task, step_totals)
+            sums = task.sums
         if replay is not None:
-            objective = objective + self.method.replay_loss(replay, step_totals)
-        objective.backward()  # type: ignore[no-untyped-call]
-        return loss, correct
+            loss = loss + self.method.replay_loss(replay, step_totals)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return sums
 
     @torch.no_grad()
     def _with_validation(self, metrics: StepMetrics) -> StepMetrics:
-        loss, correct, tokens = 0.0, 0.0, totals(self.validation_rows).user_tokens
+        sums, of_all = dict.fromkeys(self.objective.measures, 0.0), totals(self.validation_rows)
         self.backbone.model.eval()
         for micro in self.backbone.cuts(self.validation_rows):
-            states = self.backbone.forward(micro).part(range(len(micro))).states_NH
-            result = cross_entropy(self.backbone.head, states, self.backbone.targets(micro))
-            loss, correct = loss + float(result.loss_sum), correct + result.num_correct
+            _add(sums, self.objective.share(self.backbone.forward(micro).part(range(len(micro))), of_all).sums)
         self.backbone.model.train()
-        loss, correct = self.backbone.total(loss), self.backbone.total(correct)
-        values = {"valid_loss": loss / tokens, "valid_token_accuracy": correct / tokens}
+        means = self._means(sums, self.objective.count(of_all))
+        values = {"valid_loss": means[LOSS], "valid_token_accuracy": means[CORRECT]}
         return StepMetrics(**(asdict(metrics) | values))
+
+    def _means(self, sums: dict[str, float], count: int) -> dict[str, float]:
+        """Over all processes."""
+        return {name: self.backbone.total(value) / count for name, value in sums.items()}
 
     def _learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine from the peak to `FINAL_LEARNING_RATE` of it."""
@@ -282,3 +292,8 @@ class TrainingLoop:
                 facts,
             ),
         )
+
+
+def _add(sums: dict[str, float], more: dict[str, float]) -> None:
+    for name, value in more.items():
+        sums[name] += value

@@ -4,14 +4,18 @@ The loop owns forward, backward, accumulation, clipping, precision, stepping and
 hooks, each of which does nothing by default. What the methods of the field need of them:
 
 - rows that ride along (DER, DER++, SafeInstruct): `replay_rows` and `replay_loss` (see replay.py);
-- another loss on the user's rows, by token (constrained fine-tuning) or beside it (LwF): `user_loss`;
+- another loss on the user's rows instead of the task's (constrained fine-tuning) or beside it (LwF): `user_loss`;
 - a penalty on parameters: `parameter_penalty` by autograd (Lisa's proximal term), or its gradient written down, in
   `adjust_gradients` (EWC);
 - a second gradient (A-GEM, SafeGrad): `adjust_gradients`, with `Backbone.gradients`;
-- an ascent step before the descent (Refresh): `before_gradients`, with the same;
+- an ascent step before the descent (Refresh): `before_gradients`, with the same and the task's `Objective`;
 - alternating data (Lisa): `memory_batch`;
 - an average or snapshot (EMA, Lisa): `after_step`; other parameters at the end (EMA): `finish`;
 - another update than the one that was trained (SafeLoRA, MagMax, merges): `release`.
+
+What is trained is the objective's business (see objective.py): rows with answers, or pairs of rows of which one answer
+is preferred. Methods hold or replay the memory's rows beside it and mostly need not know which; one that changes the
+loss itself names the objectives that it makes sense with in its configuration.
 
 Torch's random state is set anew for each step, so hooks of a step that draw from it are the same in a resumed run (and
 in every process, outside of `user_loss` and `replay_loss`).
@@ -36,6 +40,7 @@ from app.contracts.value import Value
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Backbone, Part
 from workers.finetuning.memory import SafetyMemory
+from workers.finetuning.objective import Objective, TaskLoss
 from workers.finetuning.rows import StepTotals, TokenRow
 from workers.modeling.adapters import LoraPair
 
@@ -55,6 +60,8 @@ class MethodContext:
     load_memory: Callable[[], SafetyMemory]
     """The base's safety memory with teacher states in this run's precision. Raises ArtefactMissing."""
     num_steps: int
+    objective: Objective
+    """The task's loss on the user's rows; it can be asked from the first step on."""
     notes: list[str] = field(default_factory=list)
     """Sentences for the report's reader, beside the method's own: added by what methods share, in `prepare`."""
 
@@ -74,7 +81,7 @@ class Method:
         """
 
     def memory_batch(self, step: int) -> Sequence[TokenRow] | None:
-        """Memory rows that this step trains on (as on the user's) instead of the user's; None: the user's turn.
+        """Memory rows that this step trains on, by their cross-entropy, instead of the user's; None: the user's turn.
 
         The rows that the user would have had in this step are not seen in this epoch, and no row is replayed. The
         step counts as replay, not as trained tokens. One step at least must be the user's.
@@ -90,15 +97,15 @@ class Method:
         """Tokens of the longest row this method may add."""
         return 0
 
-    def user_loss(self, part: Part, losses_N: torch.Tensor, totals: StepTotals) -> torch.Tensor:
-        """This forward's share of the step's loss on the user's rows: by default the mean cross-entropy.
+    def user_loss(self, part: Part, task: TaskLoss, totals: StepTotals) -> torch.Tensor:
+        """This forward's share of the step's loss on the user's rows: by default the task's.
 
         Args:
             part: The user's rows in this forward (the memory's where `memory_batch` has given some).
-            losses_N: Cross-entropy (minus log-probability) of each trained token of the rows, row after row.
+            task: The objective's loss on them, and the cross-entropy of each of their trained tokens.
             totals: Tokens of the whole step, so that shares add up to a mean over the step.
         """
-        return losses_N.sum() / totals.user_tokens
+        return task.value
 
     def replay_loss(self, part: Part, totals: StepTotals) -> torch.Tensor:
         """This forward's share of the step's replay term; called where `replay_rows` has given rows.

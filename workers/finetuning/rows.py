@@ -30,6 +30,10 @@ class TokenRow:
     """Which row of the safety memory this is; None for the user's rows."""
     draw: int = 0
     """Which of a step's draws from the memory it is part of, where a method makes several."""
+    pair: int | None = None
+    """Which of the user's preference pairs it belongs to: two rows that are never apart. None: it stands alone."""
+    is_rejected: bool = False
+    """Of a pair: whether it has the answer that is not wanted."""
 
 
 class Dataset(NamedTuple):
@@ -37,7 +41,9 @@ class Dataset(NamedTuple):
 
     rows: tuple[TokenRow, ...]
     num_cut: int
-    """Rows whose end was cut off at the token limit."""
+    """Rows (or pairs) whose end was cut off at the token limit."""
+    num_alike: int = 0
+    """Pairs whose two answers are the same up to there."""
 
 
 class StepTotals(NamedTuple):
@@ -49,6 +55,8 @@ class StepTotals(NamedTuple):
     """... and of the memory's."""
     user_row_tokens: int
     """All tokens of the user's rows."""
+    user_pairs: int = 0
+    """Preference pairs among the user's rows."""
 
 
 def token_row(encoded: EncodedRow) -> TokenRow:
@@ -73,16 +81,35 @@ def encode_dataset(codec: ChatCodec, rows: Sequence[ChatRow], *, max_tokens: int
     return Dataset(tuple(token_row(e) for e in encoded), sum(e.is_cut for e in encoded))
 
 
-def steps_per_epoch(num_rows: int, batch_size: int) -> int:
-    """Optimizer steps of an epoch; the last one may have fewer rows."""
-    return -(-num_rows // batch_size)
+def units(rows: Sequence[TokenRow]) -> list[list[TokenRow]]:
+    """What is drawn, dealt to processes and put into forwards as one: the two rows of a pair, else a row by itself."""
+    found: list[list[TokenRow]] = []
+    pairs: dict[int, list[TokenRow]] = {}
+    for row in rows:
+        if row.pair is not None and row.pair in pairs:
+            pairs[row.pair].append(row)
+            continue
+        found.append([row])
+        if row.pair is not None:
+            pairs[row.pair] = found[-1]
+    return found
 
 
-def batch_indices(num_rows: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """User rows of optimizer step `step` (from 0): every row once an epoch, in an order drawn anew each epoch."""
-    per_epoch = steps_per_epoch(num_rows, batch_size)
+def num_tokens(unit: Sequence[TokenRow]) -> int:
+    """All tokens of a unit's rows."""
+    return sum(len(row.ids) for row in unit)
+
+
+def steps_per_epoch(num_units: int, batch_size: int) -> int:
+    """Optimizer steps of an epoch; the last one may have fewer rows (or pairs)."""
+    return -(-num_units // batch_size)
+
+
+def batch_indices(num_units: int, batch_size: int, step: int, seed: int) -> list[int]:
+    """The user's units of optimizer step `step` (from 0): each once an epoch, in an order drawn anew each epoch."""
+    per_epoch = steps_per_epoch(num_units, batch_size)
     epoch, place = divmod(step, per_epoch)
-    order = _permutation(num_rows, seed, _EPOCH, epoch)
+    order = _permutation(num_units, seed, _EPOCH, epoch)
     return order[place * batch_size : (place + 1) * batch_size]
 
 
@@ -106,20 +133,20 @@ def dropout_seed(step: int, seed: int) -> int:
 
 
 def micro_batches(rows: Sequence[TokenRow], max_tokens: int) -> list[list[TokenRow]]:
-    """Cuts a step's rows into forwards of at most `max_tokens` tokens (a single longer row goes alone).
+    """Cuts a step's rows into forwards of at most `max_tokens` tokens (a single longer row or pair goes alone).
 
     Longest first into the first place with room: few forwards, and a fixed result for fixed rows.
     """
     bins: list[list[TokenRow]] = []
     room: list[int] = []
-    for row in sorted(rows, key=lambda r: -len(r.ids)):
-        size = len(row.ids)
+    for unit in sorted(units(rows), key=lambda u: -num_tokens(u)):
+        size = num_tokens(unit)
         place = next((i for i, free in enumerate(room) if free >= size), None)
         if place is None:
-            bins.append([row])
+            bins.append(list(unit))
             room.append(max(0, max_tokens - size))
         else:
-            bins[place].append(row)
+            bins[place].extend(unit)
             room[place] -= size
     return bins
 
@@ -128,7 +155,8 @@ def totals(rows: Sequence[TokenRow]) -> StepTotals:
     """Trained tokens of a step."""
     users = [r for r in rows if r.memory_index is None]
     user = sum(len(r.positions) for r in users)
-    return StepTotals(user, sum(len(r.positions) for r in rows) - user, sum(len(r.ids) for r in users))
+    replayed = sum(len(r.positions) for r in rows) - user
+    return StepTotals(user, replayed, num_tokens(users), user_pairs=sum(r.is_rejected for r in users))
 
 
 def _permutation(size: int, seed: int, stream: int, cycle: int) -> list[int]:

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import torch
 
-from app.contracts.chat import ChatRow
+from app.contracts.chat import ChatRow, PreferenceRow
 from app.contracts.evaluation import TrainingSummary
+from app.contracts.objectives import Dpo, Supervised
 from app.contracts.plan import TrainingPlan
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Backbone
@@ -21,7 +22,9 @@ from workers.finetuning.loop import LoopResult, RunControl, StepMetrics, Trainin
 from workers.finetuning.memory import SafetyMemory, load_memory
 from workers.finetuning.method import Method, MethodContext
 from workers.finetuning.methods import build_method
-from workers.finetuning.rows import Dataset, encode_dataset
+from workers.finetuning.objective import Objective, SupervisedAnswers
+from workers.finetuning.preference import DirectPreference, encode_pairs
+from workers.finetuning.rows import Dataset, TokenRow, encode_dataset, units
 from workers.hashing import file_sha256
 from workers.modeling import adapters
 from workers.modeling.chat import ChatCodec
@@ -52,14 +55,14 @@ class FinetuneResult(NamedTuple):
 
 def finetune(
     base: LoadedModel,
-    rows: Sequence[ChatRow],
+    rows: Sequence[ChatRow] | Sequence[PreferenceRow],
     plan: TrainingPlan,
     *,
     out_dir: Path,
     base_name: str,
     base_hash: str,
     artefacts: Artefacts | None = None,
-    validation_rows: Sequence[ChatRow] = (),
+    validation_rows: Sequence[ChatRow] | Sequence[PreferenceRow] = (),
     control: RunControl | None = None,
     ranks: Ranks | None = None,
     start_from: Path | None = None,
@@ -72,24 +75,25 @@ def finetune(
 
     Args:
         base: Loaded base; an adapter is attached to it and stays attached.
-        rows: The user's conversations.
+        rows: The user's conversations, or preference pairs: what the plan's objective is about.
         plan: What to do.
         out_dir: Receives `adapter/`, `checkpoints/` and `step_metrics.csv`.
         base_name: Written into the adapter's configuration.
         base_hash: Content hash of the base; ties checkpoints to it.
         artefacts: Prepared artefacts of the base; methods that need them refuse to run without.
-        validation_rows: Scored at the end of each epoch.
+        validation_rows: Of the same kind; scored at the end of each epoch.
         control: Watches and stops the run; of several processes, the first one's.
         ranks: This process among several that run this with the same arguments, each on its part of every step; all
             return the same, up to the rounding of sums what one process alone returns. The first writes the files, in a
             folder that all of them see.
         start_from: Folder of an adapter of the plan's shape that training begins with instead of a fresh one. What the
-            method prepares is prepared on the base all the same.
+            method prepares is prepared on the base all the same; preferences are learnt relative to this adapter.
         micro_batch_divisor: Into so many more forwards every step is cut, for want of memory. Gradients are those of
             the same batch, up to the rounding of sums; checkpoints are good for any divisor.
 
     Raises:
-        DatasetRefused: A row cannot be trained on (ValidationRefused: or not be validated with).
+        DatasetRefused: A row cannot be trained on (ValidationRefused: or not be validated with), or is of another kind
+            than the plan's objective.
         ArtefactMissing: The method needs something that was not prepared.
         TrainingDiverged: A loss or gradient is not a number.
         CheckpointDamaged: The checkpoints in `out_dir` cannot be continued from.
@@ -106,26 +110,30 @@ def finetune(
             f"The plan's quantisation is «{plan.quantisation}», and the base is loaded otherwise."
         )
     max_tokens = row_limit(base.model, plan.max_row_tokens)
-    dataset = encode_dataset(base.codec, rows, max_tokens=max_tokens)
-    validation = _encode_validation(base.codec, validation_rows, max_tokens) if validation_rows else None
+    dataset = encode(base.codec, rows, plan, max_tokens=max_tokens)
+    validation = _encode_validation(base.codec, validation_rows, plan, max_tokens) if validation_rows else ()
     backbone = _with_fresh_adapter(base, plan, ranks, micro_batch_divisor)
+    objective = build_objective(plan, backbone)
     method = build_method(plan)
     loop = TrainingLoop(
         backbone=backbone,
+        objective=objective,
         method=method,
         plan=plan,
         rows=dataset.rows,
-        validation_rows=validation.rows if validation else (),
+        validation_rows=validation,
         checkpoint_dir=out_dir / CHECKPOINT_DIR,
         run_key=_run_key(base_hash, dataset, plan, artefacts, start_from),
         control=control if control and ranks.is_first else RunControl(),
     )
     memory = partial(_memory, artefacts, base, plan)
-    context = MethodContext(backbone, dataset.rows, plan, artefacts, memory, loop.num_steps)
+    context = MethodContext(backbone, dataset.rows, plan, artefacts, memory, loop.num_steps, objective)
     with recomputed_activations(base.model, is_on=plan.gradient_checkpointing):
         method.prepare(context)
         if start_from is not None:
             _start_from(backbone, start_from)
+        for given in (dataset.rows, validation):
+            objective.prepare(given, is_fresh=start_from is None)
         result = loop.run()
     if ranks.is_first:
         write_metrics(out_dir / METRICS_FILE, result.history)
@@ -136,6 +144,32 @@ def finetune(
     ranks.wait()
     summary = _summary(result, loop, dataset, max_tokens, context.notes)
     return FinetuneResult(out_dir / ADAPTER_DIR, result.history, summary)
+
+
+def encode(
+    codec: ChatCodec, rows: Sequence[ChatRow] | Sequence[PreferenceRow], plan: TrainingPlan, *, max_tokens: int
+) -> Dataset:
+    """Encodes rows for what the plan trains.
+
+    Raises:
+        DatasetRefused: A row cannot be trained on, or is of another kind.
+    """
+    pairs = [row for row in rows if isinstance(row, PreferenceRow)]
+    conversations = [row for row in rows if isinstance(row, ChatRow)]
+    if isinstance(plan.objective, Dpo):
+        if conversations:
+            raise DatasetRefused("The objective dpo learns from preference pairs, and these rows are conversations.")
+        return encode_pairs(codec, pairs, max_tokens=max_tokens)
+    if pairs:
+        raise DatasetRefused("These rows are preference pairs: train on them with the objective dpo.")
+    return encode_dataset(codec, conversations, max_tokens=max_tokens)
+
+
+def build_objective(plan: TrainingPlan, backbone: Backbone) -> Objective:
+    """What the plan trains."""
+    if isinstance(plan.objective, Dpo):
+        return DirectPreference(backbone, plan.objective)
+    return SupervisedAnswers(backbone)
 
 
 def write_metrics(path: Path, history: Sequence[StepMetrics]) -> None:
@@ -194,9 +228,11 @@ def _memory(artefacts: Artefacts | None, base: LoadedModel, plan: TrainingPlan) 
     return load_memory(artefacts.memory_file, artefacts.teacher_file, base.model)
 
 
-def _encode_validation(codec: ChatCodec, rows: Sequence[ChatRow], max_tokens: int) -> Dataset:
+def _encode_validation(
+    codec: ChatCodec, rows: Sequence[ChatRow] | Sequence[PreferenceRow], plan: TrainingPlan, max_tokens: int
+) -> tuple[TokenRow, ...]:
     try:
-        return encode_dataset(codec, rows, max_tokens=max_tokens)
+        return encode(codec, rows, plan, max_tokens=max_tokens).rows
     except DatasetRefused as error:
         raise ValidationRefused(f"Validation file, {str(error)[:1].lower()}{str(error)[1:]}") from error
 
@@ -208,14 +244,17 @@ def _summary(
     users_steps = [m for m in history if m.trained_tokens]
     notes = [*loop.method.notes(), *more_notes]
     if dataset.num_cut:
-        notes.append(f"{dataset.num_cut} rows were cut at {max_tokens} tokens.")
+        notes.append(f"{dataset.num_cut} {plan.objective.rows_are} were cut at {max_tokens} tokens.")
+    if dataset.num_alike:
+        notes.append(f"{dataset.num_alike} preference pairs have the same two answers: they teach nothing.")
     if plan.quantisation != "none":
         notes.append("The base was held in 4 bits (nf4) while the adapter was trained; it is measured unquantised.")
     return TrainingSummary(
+        objective=plan.objective,
         method=plan.method,
         ema=plan.ema,
         merge=plan.merge,
-        num_rows=len(dataset.rows),
+        num_rows=len(units(dataset.rows)),
         num_steps=loop.num_steps,
         num_epochs=plan.num_epochs,
         trained_tokens=sum(m.trained_tokens for m in history),
@@ -224,7 +263,8 @@ def _summary(
         first_loss=users_steps[0].loss,
         last_loss=users_steps[-1].loss,
         seconds=result.seconds,
-        counters={**history[-1].counters, **loop.method.counters()},
+        # The objective's are of the latest step that was the user's.
+        counters={**users_steps[-1].counters, **history[-1].counters, **loop.method.counters()},
         notes=notes,
     )
 
@@ -238,6 +278,8 @@ def _run_key(
         digest.update(artefacts.memory_file.read_bytes())
     if start_from is not None:
         digest.update(file_sha256(start_from / adapters.WEIGHTS_FILE).encode())
-    digest.update(plan.model_dump_json().encode())
+    # Plans from before there was a choice of objectives keep their checkpoints.
+    is_supervised = isinstance(plan.objective, Supervised)
+    digest.update(plan.model_dump_json(exclude={"objective"} if is_supervised else None).encode())
     digest.update(json.dumps([(row.ids, row.positions) for row in dataset.rows]).encode())
     return digest.hexdigest()

@@ -77,5 +77,7 @@ def choose(scores: Sequence[float], kinds: Sequence[str], size: int, how: str) -
 
 
 def _user_features(context: MethodContext) -> torch.Tensor:
-    drawn = batch_indices(len(context.rows), MOST_USER_ROWS, 0, context.plan.seed)
-    return context.backbone.teacher_states([at_end(context.rows[i]) for i in sorted(drawn)]).cpu()
+    # Of a pair the answer that the model is to give.
+    rows = [row for row in context.rows if not row.is_rejected]
+    drawn = batch_indices(len(rows), MOST_USER_ROWS, 0, context.plan.seed)
+    return context.backbone.teacher_states([at_end(rows[i]) for i in sorted(drawn)]).cpu()

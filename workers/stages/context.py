@@ -1,12 +1,16 @@
 """What every stage of a job sees."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from app.contracts.chat import ChatRow
+from app.contracts.chat import ChatRow, PreferenceRow
 from app.contracts.chat_file import InvalidChatFileError, read_rows
+from app.contracts.objectives import Dpo
 from app.contracts.plan import TrainingPlan
+from app.contracts.preference_file import read_preference_file
 from app.contracts.risk import DataRisk, RiskOutcome
 from app.contracts.specs import JobSpec
 from workers.channel import Channel
@@ -75,18 +79,35 @@ class StageContext:
     def archive_file(self) -> Path:
         return self.folder / "adapter.tar.gz"
 
-    def training_rows(self) -> list[ChatRow]:
+    @property
+    def has_pairs(self) -> bool:
+        """Whether the job's files hold preference pairs: what is trained says so."""
+        return isinstance(self.plan.objective, Dpo)
+
+    def conversations(self) -> list[tuple[int, ChatRow]]:
+        """The upload's rows with their line numbers; of preference pairs with the wanted answer."""
+        file = self.spec.training_file
+        if self.has_pairs:
+            return [(line, pair.preferred_row) for line, pair in read_preference_file(file)]
+        return list(read_rows(file))
+
+    def training_rows(self) -> list[ChatRow] | list[PreferenceRow]:
         """The upload, without the lines that the pre-flight left out."""
         dropped = frozenset(self.outcome.dropped_lines) if self.outcome is not None else frozenset()
-        return [row for line, row in read_rows(self.spec.training_file) if line not in dropped]
+        file = self.spec.training_file
+        if self.has_pairs:
+            return [pair for line, pair in read_preference_file(file) if line not in dropped]
+        return [row for line, row in read_rows(file) if line not in dropped]
 
-    def validation_rows(self) -> list[ChatRow]:
+    def validation_rows(self) -> list[ChatRow] | list[PreferenceRow]:
         """The first rows of the validation file; empty where the job has none.
 
         Raises:
             ValidationRefused: The file is not what was uploaded.
         """
-        return [] if self.spec.validation_file is None else validation_rows(self.spec.validation_file)
+        if self.spec.validation_file is None:
+            return []
+        return (validation_pairs if self.has_pairs else validation_rows)(self.spec.validation_file)
 
 
 def validation_rows(file: Path) -> list[ChatRow]:
@@ -95,8 +116,20 @@ def validation_rows(file: Path) -> list[ChatRow]:
     Raises:
         ValidationRefused: The file is not what was uploaded.
     """
-    try:
+    with _blamed_on_validation():
         return [row for _, row in islice(read_rows(file), MAX_UTILITY_ROWS)]
+
+
+def validation_pairs(file: Path) -> list[PreferenceRow]:
+    """The same of a file of preferences."""
+    with _blamed_on_validation():
+        return [pair for _, pair in islice(read_preference_file(file), MAX_UTILITY_ROWS)]
+
+
+@contextmanager
+def _blamed_on_validation() -> Iterator[None]:
+    try:
+        yield
     except InvalidChatFileError as error:
         # Else it would be blamed on the training file.
         raise ValidationRefused(f"Validation file: {error}") from error

@@ -2,13 +2,14 @@
 
 import platform
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from app.contracts.chat import ChatRow
+from app.contracts.chat import ChatRow, PreferenceRow
 from app.contracts.evaluation import Cost, Provenance, Report, TrainingSummary
 from app.contracts.progress import PhaseMessage
 from app.contracts.report_table import main_table
@@ -116,8 +117,15 @@ def provenance(
 
 
 def _utility_rows(context: StageContext) -> tuple[list[ChatRow], str]:
-    validation = context.validation_rows()
+    """What the task is measured on: answers, as the model should give them. Of preference pairs the wanted ones."""
+    answers = ", the preferred answers" if context.has_pairs else ""
+    validation = _conversations(context.validation_rows())
     if validation:
-        return validation, f"validation file, first {len(validation)} rows"
-    rows = context.training_rows()[:MAX_UTILITY_ROWS]
-    return rows, f"no validation file was given: first {len(rows)} rows of the training file, which the model has seen"
+        return validation, f"validation file, first {len(validation)} rows{answers}"
+    rows = _conversations(context.training_rows()[:MAX_UTILITY_ROWS])
+    source = f"first {len(rows)} rows of the training file{answers}, which the model has seen"
+    return rows, f"no validation file was given: {source}"
+
+
+def _conversations(rows: Sequence[ChatRow] | Sequence[PreferenceRow]) -> list[ChatRow]:
+    return [row.preferred_row if isinstance(row, PreferenceRow) else row for row in rows]

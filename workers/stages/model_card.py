@@ -82,8 +82,8 @@ def _what(report: Report) -> str:
         return f"A LoRA adapter for `{report.provenance.base}`."
     how = with_modifiers(f"the method `{training.method.name}`", training.ema, training.merge)
     return (
-        f"A LoRA adapter for `{report.provenance.base}`, trained with {how} on {training.num_rows} rows "
-        f"({training.num_epochs} epochs)."
+        f"A LoRA adapter for `{report.provenance.base}`, trained with {how} on {training.num_rows} "
+        f"{training.objective.rows_are} ({training.num_epochs} epochs)."
     )
 
 

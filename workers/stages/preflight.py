@@ -1,13 +1,13 @@
 """The first stage: what the upload would do to the base's refusals, and what the provider's policy makes of it.
 
-Every job has it: a forward over some hundred rows before any gradient. It leaves the risk, the outcome and, where it
+Every job has it: a forward over some hundred rows before any gradient. Of preference pairs it looks at the wanted
+answers, towards which the model is trained. It leaves the risk, the outcome and, where it
 changed what is trained, the plan in the work folder, where later stages read them (see context.py).
 """
 
 import time
 from typing import Any
 
-from app.contracts.chat_file import read_wanted_rows
 from app.contracts.plan import TrainingPlan
 from app.contracts.progress import EventMessage, PhaseMessage, PlanMessage
 from app.contracts.risk import DataRisk, RiskLevel
@@ -71,7 +71,7 @@ def _assess(context: StageContext) -> Assessment:
     return assess(
         load(context.artefacts.model_dir),
         context.artefacts,
-        list(read_wanted_rows(spec.training_file)),
+        context.conversations(),
         base_name=spec.base_id,
         training_file_sha256=spec.training_file_sha256,
         on_progress=context.channel.progress("examined rows"),

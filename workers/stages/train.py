@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from app.contracts.chat import ChatRow
+from app.contracts.chat import ChatRow, PreferenceRow
 from app.contracts.modifiers import with_modifiers
 from app.contracts.progress import CheckpointMessage, EventMessage, MetricsMessage, PhaseMessage
 from app.contracts.states import JobPhase
@@ -72,7 +72,7 @@ def run(context: StageContext) -> dict[str, Any]:
     rows = context.training_rows()
     num_steps = plan.num_epochs * steps_per_epoch(len(rows), plan.batch_size)
     context.channel.say(
-        f"Training {num_steps} steps on {len(rows)} rows with "
+        f"Training {num_steps} steps on {len(rows)} {plan.objective.rows_are} with "
         f"{with_modifiers(f'method «{plan.method.name}»', plan.ema, plan.merge)} "
         f"(LoRA rank {plan.lora.rank}, learning rate {plan.learning_rate:g}, batch size {plan.batch_size})"
     )
@@ -93,8 +93,8 @@ def run(context: StageContext) -> dict[str, Any]:
 
 def trained(
     context: StageContext,
-    rows: Sequence[ChatRow],
-    validation_rows: Sequence[ChatRow],
+    rows: Sequence[ChatRow] | Sequence[PreferenceRow],
+    validation_rows: Sequence[ChatRow] | Sequence[PreferenceRow],
     ranks: Ranks,
     control: RunControl | None = None,
 ) -> FinetuneResult:

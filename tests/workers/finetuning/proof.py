@@ -8,15 +8,17 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from app.contracts.objectives import Dpo
 from app.contracts.plan import TrainingPlan
-from tests.workers.conversations import short_rows
+from tests.workers.conversations import short_pairs, short_rows
 from tests.workers.finetuning.runs import perturbed_backbone, plan
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.loop import LoopResult, RunControl, StepMetrics, TrainingLoop
 from workers.finetuning.memory import load_memory
 from workers.finetuning.method import Method, MethodContext
 from workers.finetuning.methods import build_method
-from workers.finetuning.rows import TokenRow, encode_dataset
+from workers.finetuning.rows import TokenRow
+from workers.finetuning.run import build_objective, encode
 from workers.modeling.loading import load
 from workers.modeling.packing import packed_attention
 
@@ -44,9 +46,13 @@ class ProofRun:
         self.backbone = perturbed_backbone(loaded, chosen)
         self.base = load(base.model_dir, precision="fp32").model
         """theta_safe, which never has an adapter."""
-        rows = encode_dataset(loaded.codec, short_rows(9), max_tokens=2048).rows
+        given = short_pairs(9) if isinstance(chosen.objective, Dpo) else short_rows(9)
+        rows = encode(loaded.codec, given, chosen, max_tokens=2048).rows
+        objective = build_objective(chosen, self.backbone)
+        objective.prepare(rows, is_fresh=True)
         self.loop = TrainingLoop(
             backbone=self.backbone,
+            objective=objective,
             method=method,
             plan=chosen,
             rows=rows,
@@ -57,7 +63,8 @@ class ProofRun:
         )
         # States in the files are those of the model without this adapter.
         self.memory = load_memory(base.memory_file, base.teacher_file, loaded.model)
-        method.prepare(MethodContext(self.backbone, rows, chosen, base, lambda: self.memory, self.loop.num_steps))
+        num_steps = self.loop.num_steps
+        method.prepare(MethodContext(self.backbone, rows, chosen, base, lambda: self.memory, num_steps, objective))
         self._record(method)
 
     def step(self, number: int = 0) -> StepMetrics:

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from app.contracts.chat import ChatRow
+from app.contracts.chat import ChatRow, PreferenceRow
+from app.contracts.objectives import Dpo
 from app.contracts.plan import TrainingPlan
-from tests.workers.conversations import short_rows
+from tests.workers.conversations import short_pairs, short_rows
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Backbone
 from workers.finetuning.loop import RunControl, StepMetrics
@@ -42,15 +43,17 @@ def train(
     out_dir: Path,
     *,
     artefacts: Artefacts | None = None,
-    rows: Sequence[ChatRow] | None = None,
-    validation_rows: Sequence[ChatRow] = (),
+    rows: Sequence[ChatRow] | Sequence[PreferenceRow] | None = None,
+    validation_rows: Sequence[ChatRow] | Sequence[PreferenceRow] = (),
     control: RunControl | None = None,
     micro_batch_divisor: int = 1,
 ) -> FinetuneResult:
     """`finetune` on a freshly loaded model, as a new process would do it."""
+    if rows is None:
+        rows = short_pairs(9) if isinstance(chosen.objective, Dpo) else short_rows(9)
     return finetune(
         load(model_dir, precision=chosen.precision, quantisation=chosen.quantisation),
-        short_rows(9) if rows is None else rows,
+        rows,
         chosen,
         out_dir=out_dir,
         base_name="tiny",

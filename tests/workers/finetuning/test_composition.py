@@ -16,6 +16,7 @@ from workers.finetuning.backbone import Part
 from workers.finetuning.composition import Composition
 from workers.finetuning.method import Method, MethodContext
 from workers.finetuning.methods import build_method
+from workers.finetuning.objective import TaskLoss
 from workers.finetuning.rows import StepTotals, TokenRow
 from workers.finetuning.run import FinetuneResult
 from workers.modeling.adapters import LoraPair, read_pairs
@@ -75,8 +76,8 @@ class Full(Toy):
     def replay_rows(self, step: int) -> Sequence[TokenRow]:
         return [TokenRow((step, 2), (0,), (2,))]
 
-    def user_loss(self, part: Part, losses_N: torch.Tensor, totals: StepTotals) -> torch.Tensor:
-        return losses_N.sum() * 3.0
+    def user_loss(self, part: Part, task: TaskLoss, totals: StepTotals) -> torch.Tensor:
+        return task.losses_N.sum() * 3.0
 
     def replay_loss(self, part: Part, totals: StepTotals) -> torch.Tensor:
         return torch.tensor(5.0)
@@ -146,7 +147,7 @@ class TestParts:
         assert composed.memory_batch(0) is None
         assert composed.memory_batch(1) == method.memory_batch(1)
         assert composed.replay_rows(3) == method.replay_rows(3)
-        assert composed.user_loss(part, torch.tensor([2.0]), totals).item() == 6.0
+        assert composed.user_loss(part, TaskLoss(nothing, torch.tensor([2.0]), {}), totals).item() == 6.0
         assert composed.replay_loss(part, totals).item() == 5.0
         penalty = composed.parameter_penalty(1)
         assert penalty is not None

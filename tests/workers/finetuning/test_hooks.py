@@ -15,6 +15,7 @@ from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Part
 from workers.finetuning.loop import RunControl, StepMetrics
 from workers.finetuning.method import Method, MethodContext
+from workers.finetuning.objective import TaskLoss
 from workers.finetuning.rows import StepTotals, TokenRow, memory_indices
 
 CHOSEN = plan(NONE, num_epochs=2)
@@ -153,9 +154,9 @@ class TestTeacherStates:
 class Lwf(Toy):
     """Holds the hidden states on the user's rows where the base had them."""
 
-    def user_loss(self, part: Part, losses_N: torch.Tensor, totals: StepTotals) -> torch.Tensor:
+    def user_loss(self, part: Part, task: TaskLoss, totals: StepTotals) -> torch.Tensor:
         distance = ((part.states_NH - self.backbone.teacher_states(part.rows)) ** 2).sum() / totals.user_tokens
-        return super().user_loss(part, losses_N, totals) + 0.5 * distance
+        return super().user_loss(part, task, totals) + 0.5 * distance
 
 
 class ConstrainedTokens(Toy):
@@ -169,10 +170,10 @@ class ConstrainedTokens(Toy):
             log_p = head.logits(self.backbone.teacher_states([one])).log_softmax(-1)
             self.reference[one] = log_p.gather(1, self.backbone.targets([one])[:, None]).squeeze(1)
 
-    def user_loss(self, part: Part, losses_N: torch.Tensor, totals: StepTotals) -> torch.Tensor:
+    def user_loss(self, part: Part, task: TaskLoss, totals: StepTotals) -> torch.Tensor:
         reference = torch.cat([self.reference[r] for r in part.rows])
-        weights = 2 * (1 - torch.sigmoid(2.0 * (-losses_N.detach() - reference)))
-        return (weights * losses_N).sum() / totals.user_tokens
+        weights = 2 * (1 - torch.sigmoid(2.0 * (-task.losses_N.detach() - reference)))
+        return (weights * task.losses_N).sum() / totals.user_tokens
 
 
 @pytest.mark.parametrize("tokens", [4096, 8])

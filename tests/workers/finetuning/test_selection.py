@@ -116,7 +116,8 @@ class Recorded:
         self.run = ProofRun(base, NONE, folder, plan(NONE, seed=seed))
         self.rows = self.run.loop.rows if rows is None else rows
         self.asked: list[TokenRow] = []
-        context = MethodContext(self.run.backbone, self.rows, self.run.plan, base, lambda: self.run.memory, 3)
+        backbone, objective = self.run.backbone, self.run.loop.objective
+        context = MethodContext(backbone, self.rows, self.run.plan, base, lambda: self.run.memory, 3, objective)
         inner_states, inner_choose = Backbone.teacher_states, module.choose
 
         def teacher_states(backbone: Backbone, asked: Sequence[TokenRow], **settings: Any) -> torch.Tensor:

@@ -24,6 +24,7 @@ from app.contracts.methods import ConstrainedSft
 from app.contracts.value import Value
 from workers.finetuning.backbone import Backbone, Part
 from workers.finetuning.method import Method, MethodContext
+from workers.finetuning.objective import TaskLoss
 from workers.finetuning.rows import StepTotals, TokenRow
 from workers.modeling.heads import cross_entropy
 
@@ -74,9 +75,10 @@ class ConstrainedFineTuning(Method):
             self._num_first = sum(int(self._answers[row].is_first.sum()) for row in rows)
         self._mean_weight, self._first_token_weight = 0.0, 0.0
 
-    def user_loss(self, part: Part, losses_N: torch.Tensor, totals: StepTotals) -> torch.Tensor:
+    def user_loss(self, part: Part, task: TaskLoss, totals: StepTotals) -> torch.Tensor:
         if self._is_off:
-            return super().user_loss(part, losses_N, totals)
+            return super().user_loss(part, task, totals)
+        losses_N = task.losses_N
         answers = [self._answers[row] for row in part.rows]
         reference, betas, is_first = (torch.cat(column).to(losses_N.device) for column in zip(*answers, strict=True))
         # 1 - sigmoid(x) is sigmoid(-x), and minus the log-probability is the loss.

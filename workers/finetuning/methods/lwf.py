@@ -13,6 +13,8 @@ Differences: the paper's norm sums over hidden units, ours is a mean over them (
     write it as a cross-entropy, which differs by a constant; T^2 (Hinton et al. 2015) keeps the gradient's size.
     The original records the old model's predictions once. Here states are recorded where rows come again in a
     later epoch, in prepare and up to `CACHE_BYTES`; otherwise the teacher's forward is made beside the step's own.
+    Of a preference pair both rows are held, for both are the upload's: where the wanted answer pulls the model to, and
+    where the other one pushes it from.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,6 +27,7 @@ from app.contracts.methods import Lwf
 from app.contracts.value import Value
 from workers.finetuning.backbone import Backbone, Part
 from workers.finetuning.method import Method, MethodContext
+from workers.finetuning.objective import TaskLoss
 from workers.finetuning.rows import StepTotals, TokenRow
 from workers.modeling.heads import kl_divergence
 
@@ -56,8 +59,8 @@ class LearningWithoutForgetting(Method):
     def before_gradients(self, step: int, rows: Sequence[TokenRow]) -> None:
         self._distance = 0.0
 
-    def user_loss(self, part: Part, losses_N: torch.Tensor, totals: StepTotals) -> torch.Tensor:
-        loss = super().user_loss(part, losses_N, totals)
+    def user_loss(self, part: Part, task: TaskLoss, totals: StepTotals) -> torch.Tensor:
+        loss = super().user_loss(part, task, totals)
         if self._config.beta == 0.0:
             return loss
         states_NH = part.all_states() if self._every_position else part.states_NH

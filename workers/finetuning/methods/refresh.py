@@ -25,6 +25,7 @@ from app.contracts.value import Value
 from workers.finetuning.backbone import Forward
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods.derpp import DarkExperienceReplayPlusPlus
+from workers.finetuning.objective import Objective
 from workers.finetuning.rows import StepTotals, TokenRow, totals
 
 
@@ -37,11 +38,13 @@ class RefreshLearning(DarkExperienceReplayPlusPlus):
         assert isinstance(config, Refresh)
         super().__init__(config)
         self._config = config
+        self._task: Objective
         self._fisher: dict[str, torch.Tensor] = {}
         self._ascent = 0.0
 
     def prepare(self, context: MethodContext) -> None:
         super().prepare(context)
+        self._task = context.objective
         if self._config.step_size:
             self._fisher = {name: torch.zeros_like(p) for name, p in context.backbone.parameters.items()}
 
@@ -49,7 +52,7 @@ class RefreshLearning(DarkExperienceReplayPlusPlus):
         if not self._config.step_size:
             return
         step_totals = totals(rows)
-        gradients = self._backbone.gradients_of(rows, lambda forward: self._objective(forward, step_totals))
+        gradients = self._backbone.gradients_of(rows, lambda forward: self._whole_loss(forward, step_totals))
         with torch.no_grad():
             self._ascend(gradients)
 
@@ -73,15 +76,15 @@ class RefreshLearning(DarkExperienceReplayPlusPlus):
             return ["alpha and beta are 0: nothing was replayed, only the user's rows were unlearned and learnt again."]
         return super().notes()
 
-    def _objective(self, forward: Forward, step_totals: StepTotals) -> torch.Tensor:
+    def _whole_loss(self, forward: Forward, step_totals: StepTotals) -> torch.Tensor:
         """A forward's share of the step's loss, as the loop puts it together."""
         user, replay = forward.users(), forward.replayed()
-        objective = torch.zeros((), device=forward.hidden_TH.device)
+        loss = torch.zeros((), device=forward.hidden_TH.device)
         if user is not None:
-            objective = objective + self._backbone.cross_entropy(user.states_NH, user.rows) / step_totals.user_tokens
+            loss = loss + self._task.share(user, step_totals).value
         if replay is not None:
-            objective = objective + self.weighted(self.terms(replay))
-        return objective
+            loss = loss + self.weighted(self.terms(replay))
+        return loss
 
     def _ascend(self, gradients: Mapping[str, torch.Tensor]) -> None:
         squares = torch.zeros((), device=self._backbone.device)

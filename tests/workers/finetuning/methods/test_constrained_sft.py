@@ -17,6 +17,7 @@ from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Backbone, Part
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods.constrained_sft import ConstrainedFineTuning, places_in_answers
+from workers.finetuning.objective import SupervisedAnswers, TaskLoss
 from workers.finetuning.rows import StepTotals, TokenRow
 from workers.modeling.heads import OutputHead
 
@@ -44,7 +45,11 @@ class ByHand:
         self.head = OutputHead(torch.tensor([[1.0], [0.0]]))
         self.method = ConstrainedFineTuning(ConstrainedSft(**betas))
         backbone = cast("Backbone", self)
-        self.method.prepare(MethodContext(backbone, (self.ROW,), plan(NONE), None, lambda: pytest.fail("memory"), 1))
+        self.method.prepare(
+            MethodContext(
+                backbone, (self.ROW,), plan(NONE), None, lambda: pytest.fail("memory"), 1, SupervisedAnswers(backbone)
+            )
+        )
         self.method.before_gradients(0, [self.ROW])
 
     def teacher_passes(self, rows: Sequence[TokenRow]) -> Iterator[tuple[list[TokenRow], torch.Tensor]]:
@@ -59,7 +64,8 @@ class ByHand:
     def loss(self, losses_N: torch.Tensor, num_tokens: int) -> torch.Tensor:
         states = torch.zeros(4, 1)
         totals = StepTotals(user_tokens=num_tokens, replay_tokens=0, user_row_tokens=6)
-        return self.method.user_loss(Part([self.ROW], states, states, [0]), losses_N, totals)
+        task = TaskLoss(losses_N.sum() / num_tokens, losses_N, {})
+        return self.method.user_loss(Part([self.ROW], states, states, [0]), task, totals)
 
 
 class TestNumbersByHand:
@@ -137,7 +143,7 @@ def test_makes_one_pass_over_the_data_and_none_beside_a_step(prepared: Artefacts
     run.run()
     assert len(count) == 18
     twice = [*run.loop.rows, *run.loop.rows]
-    run.method.prepare(MethodContext(run.backbone, twice, run.plan, None, lambda: run.memory, 18))
+    run.method.prepare(MethodContext(run.backbone, twice, run.plan, None, lambda: run.memory, 18, run.loop.objective))
     assert len(count) == 18 + 9
 
 

@@ -15,6 +15,7 @@ from workers.finetuning.backbone import Backbone
 from workers.finetuning.loop import RunControl, StepMetrics
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods.ema import ParameterAverage, default_decay
+from workers.finetuning.objective import SupervisedAnswers
 
 
 class ByHand:
@@ -24,7 +25,11 @@ class ByHand:
         self.parameters = {"a": torch.nn.Parameter(torch.zeros(1)), "b": torch.nn.Parameter(torch.full((1,), 8.0))}
         self.average = ParameterAverage(Ema(**settings))
         backbone = cast("Backbone", self)
-        self.average.prepare(MethodContext(backbone, (), plan(NONE), None, lambda: pytest.fail("memory"), num_steps))
+        self.average.prepare(
+            MethodContext(
+                backbone, (), plan(NONE), None, lambda: pytest.fail("memory"), num_steps, SupervisedAnswers(backbone)
+            )
+        )
 
     def step(self, a: float, b: float) -> None:
         self.parameters["a"].data.fill_(a)

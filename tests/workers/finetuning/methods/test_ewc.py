@@ -28,6 +28,7 @@ from workers.finetuning.errors import CheckpointDamaged
 from workers.finetuning.fisher import Fisher, save_fisher
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods.ewc import ElasticWeightConsolidation
+from workers.finetuning.objective import SupervisedAnswers
 
 STRENGTH = 0.1
 EWC: dict[str, Any] = {"name": "ewc", "strength": STRENGTH}
@@ -47,7 +48,11 @@ class ByHand:
         self.lora_weights = {"w": (a, b)}
         self.method = ElasticWeightConsolidation(Ewc(strength=strength))
         backbone, files = cast("Backbone", self), cast("Artefacts", SimpleNamespace(fisher_file=folder / "fisher"))
-        self.method.prepare(MethodContext(backbone, (), plan(NONE), files, lambda: pytest.fail("memory"), 1))
+        self.method.prepare(
+            MethodContext(
+                backbone, (), plan(NONE), files, lambda: pytest.fail("memory"), 1, SupervisedAnswers(backbone)
+            )
+        )
 
 
 class TestNumbersByHand:

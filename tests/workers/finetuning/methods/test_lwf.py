@@ -19,6 +19,7 @@ from workers.finetuning.backbone import Backbone, Part
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods import lwf as module
 from workers.finetuning.methods.lwf import LearningWithoutForgetting
+from workers.finetuning.objective import SupervisedAnswers, TaskLoss
 from workers.finetuning.rows import StepTotals, TokenRow
 from workers.modeling.heads import OutputHead
 
@@ -40,7 +41,11 @@ class ByHand:
         self._teacher = torch.tensor(teacher)
         self._method = LearningWithoutForgetting(Lwf(**settings))
         backbone = cast("Backbone", self)
-        self._method.prepare(MethodContext(backbone, (self.ROW,), plan(NONE), None, lambda: pytest.fail("memory"), 1))
+        self._method.prepare(
+            MethodContext(
+                backbone, (self.ROW,), plan(NONE), None, lambda: pytest.fail("memory"), 1, SupervisedAnswers(backbone)
+            )
+        )
 
     def teacher_states(self, rows: Sequence[TokenRow], *, every_position: bool) -> torch.Tensor:
         assert list(rows) == [self.ROW]
@@ -49,7 +54,7 @@ class ByHand:
     def loss(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """With a cross-entropy of 0.5."""
         part = Part([self.ROW], hidden_TH[1:2], hidden_TH, [0])
-        return self._method.user_loss(part, torch.tensor([0.5]), self.TOTALS)
+        return self._method.user_loss(part, TaskLoss(torch.tensor(0.5), torch.tensor([0.5]), {}), self.TOTALS)
 
 
 class TestNumbersByHand:
