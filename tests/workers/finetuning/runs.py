@@ -21,6 +21,7 @@ from workers.modeling.loading import LoadedModel, load
 
 DER = {"name": "der", "alpha": 2.0, "memory_rows_per_step": 3}
 NONE = {"name": "none"}
+DPO = {"name": "dpo"}
 
 
 def plan(method: dict[str, Any], **settings: Any) -> TrainingPlan:
