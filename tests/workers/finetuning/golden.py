@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tests.workers.finetuning.prepared import write_prepared
-from tests.workers.finetuning.runs import DER, NONE, plan, train
+from tests.workers.finetuning.runs import DER, DPO, NONE, plan, train
 from tests.workers.tiny import save_tiny_model
 from workers.finetuning.artefacts import Artefacts
 
@@ -30,13 +30,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "lwf": {"name": "lwf", "beta": 1.0},
     "constrained_sft": {"name": "constrained_sft"},
     "ewc": {"name": "ewc"},
+    "dpo": NONE,
+    "dpo_der": DER,
 }
+OBJECTIVES = dict.fromkeys(("dpo", "dpo_der"), DPO)
+"""Of the names that are not supervised."""
 NUM_STEPS = 10
+
+
+def settings(name: str) -> dict[str, Any]:
+    """What a name stands for beside its method."""
+    return {"objective": OBJECTIVES[name]} if name in OBJECTIVES else {}
 
 
 def losses(name: str, base: Artefacts, out_dir: Path) -> list[float]:
     """Losses of ten steps in float32: nine rows, three a step, the last epoch's two steps left out."""
-    chosen = plan(METHODS[name], num_epochs=4, micro_batch_tokens=256)
+    chosen = plan(METHODS[name], num_epochs=4, micro_batch_tokens=256, **settings(name))
     return [m.loss for m in train(base.model_dir, chosen, out_dir, artefacts=base).history[:NUM_STEPS]]
 
 

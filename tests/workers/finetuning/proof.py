@@ -8,10 +8,8 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from app.contracts.objectives import Dpo
 from app.contracts.plan import TrainingPlan
-from tests.workers.conversations import short_pairs, short_rows
-from tests.workers.finetuning.runs import perturbed_backbone, plan
+from tests.workers.finetuning.runs import perturbed_backbone, plan, rows_for
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.loop import LoopResult, RunControl, StepMetrics, TrainingLoop
 from workers.finetuning.memory import load_memory
@@ -46,8 +44,7 @@ class ProofRun:
         self.backbone = perturbed_backbone(loaded, chosen)
         self.base = load(base.model_dir, precision="fp32").model
         """theta_safe, which never has an adapter."""
-        given = short_pairs(9) if isinstance(chosen.objective, Dpo) else short_rows(9)
-        rows = encode(loaded.codec, given, chosen, max_tokens=2048).rows
+        rows = encode(loaded.codec, rows_for(chosen, 9), chosen, max_tokens=2048).rows
         objective = build_objective(chosen, self.backbone)
         objective.prepare(rows, is_fresh=True)
         self.loop = TrainingLoop(

@@ -38,6 +38,11 @@ def plan(method: dict[str, Any], **settings: Any) -> TrainingPlan:
     )
 
 
+def rows_for(chosen: TrainingPlan, count: int) -> list[ChatRow] | list[PreferenceRow]:
+    """Rows of the kind that a plan trains on."""
+    return short_pairs(count) if isinstance(chosen.objective, Dpo) else short_rows(count)
+
+
 def train(
     model_dir: Path,
     chosen: TrainingPlan,
@@ -50,11 +55,9 @@ def train(
     micro_batch_divisor: int = 1,
 ) -> FinetuneResult:
     """`finetune` on a freshly loaded model, as a new process would do it."""
-    if rows is None:
-        rows = short_pairs(9) if isinstance(chosen.objective, Dpo) else short_rows(9)
     return finetune(
         load(model_dir, precision=chosen.precision, quantisation=chosen.quantisation),
-        rows,
+        rows_for(chosen, 9) if rows is None else rows,
         chosen,
         out_dir=out_dir,
         base_name="tiny",

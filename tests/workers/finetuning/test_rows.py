@@ -16,6 +16,7 @@ from workers.finetuning.rows import (
     steps_per_epoch,
     token_row,
     totals,
+    units,
 )
 from workers.modeling.chat import ChatCodec, EncodedRow
 
@@ -100,6 +101,30 @@ class TestMicroBatches:
     def test_put_a_row_over_the_limit_alone(self) -> None:
         cut = micro_batches([of_length(n) for n in (20, 5)], 12)
         assert [[len(r.ids) for r in micro] for micro in cut] == [[20], [5]]
+
+
+class TestUnits:
+    def test_are_pairs_and_rows_by_themselves_in_the_order_of_their_first_rows(self) -> None:
+        a, b, c, d, e = (TokenRow((n, n), (0,), (n,), pair=pair) for n, pair in enumerate((7, None, 3, 7, 3)))
+        assert units([a, b, c, d, e]) == [[a, d], [b], [c, e]]
+        # An equal row that is no pair's is another one each time.
+        assert units([b, b]) == [[b], [b]]
+
+    def test_stay_in_one_forward_however_long_they_are(self) -> None:
+        lengths = ((0, 5), (1, 9), (None, 4), (1, 3), (0, 2))
+        rows = [TokenRow(tuple(range(n)), (0,), (1,), pair=pair) for pair, n in lengths]
+        cut = micro_batches(rows, 11)
+        assert [[(row.pair, len(row.ids)) for row in micro] for micro in cut] == [
+            [(1, 9), (1, 3)],
+            [(0, 5), (0, 2), (None, 4)],
+        ]
+
+
+def test_totals_count_pairs_by_their_answers_that_are_not_wanted() -> None:
+    wanted = TokenRow((1, 2, 3), (0, 1), (2, 3), pair=4)
+    other = TokenRow((1, 2), (0,), (2,), pair=4, is_rejected=True)
+    replayed = TokenRow((1, 2), (0,), (2,), memory_index=0)
+    assert totals([wanted, replayed, other]) == StepTotals(3, 1, 5, user_pairs=1)
 
 
 def test_totals_tell_the_users_tokens_from_the_replayed() -> None:

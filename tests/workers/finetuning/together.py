@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from app.contracts.plan import TrainingPlan
-from tests.workers.conversations import short_rows
-from tests.workers.finetuning.runs import StopAfter
+from tests.workers.finetuning.runs import StopAfter, rows_for
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.distributed import RENDEZVOUS, Ranks, joined
 from workers.finetuning.errors import FinetuningError
@@ -97,13 +96,13 @@ def _train(out_dir: Path, base: Artefacts, run: Run, ranks: Ranks) -> Outcome:
     try:
         result = finetune(
             load(base.model_dir, precision=run.plan.precision),
-            short_rows(9 - ranks.rank * run.rows_missing),
+            rows_for(run.plan, 9 - ranks.rank * run.rows_missing),
             run.plan,
             out_dir=out_dir,
             base_name="tiny",
             base_hash="hash of tiny",
             artefacts=base,
-            validation_rows=short_rows(4),
+            validation_rows=rows_for(run.plan, 4),
             control=StopAfter(stop_after),
             ranks=ranks,
         )
