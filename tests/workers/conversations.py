@@ -1,5 +1,9 @@
 """Short conversations to train and to ask with."""
 
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
 from app.contracts.chat import ChatMessage, ChatRow, PreferenceRow
 
 
@@ -37,3 +41,21 @@ def short_pairs(count: int) -> list[PreferenceRow]:
             )
         )
     return pairs
+
+
+def write_pairs(path: Path, pairs: Sequence[PreferenceRow]) -> Path:
+    """As they are uploaded."""
+
+    def plain(*messages: ChatMessage) -> list[dict[str, str]]:
+        return [{"role": message.role, "content": message.content} for message in messages]
+
+    lines = [
+        {
+            "input": {"messages": plain(*pair.messages)},
+            "preferred_output": plain(pair.preferred),
+            "non_preferred_output": plain(pair.rejected),
+        }
+        for pair in pairs
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path

@@ -143,7 +143,6 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "invalid_value",
     ),
     ({"hyperparameters": {"beta": 1}}, "hyperparameters.beta", "unknown_parameter"),
-    ({"method": {"type": "dpo"}}, "method.type", "unsupported"),
     ({"method": {"type": "reinforcement", "reinforcement": {}}}, "method.type", "unsupported"),
     ({"method": {"type": "magic"}}, "method.type", "invalid_value"),
     ({"integrations": [{"type": "wandb"}]}, "integrations", "unsupported"),

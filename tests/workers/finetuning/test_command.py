@@ -8,8 +8,9 @@ from typer.testing import CliRunner, Result
 from app.contracts.evaluation import TrainingSummary
 from app.contracts.methods import METHOD_CONFIGS, Der
 from app.contracts.modifiers import MERGE_CONFIGS, Ema, WiseFt
+from app.contracts.objectives import Dpo
 from tests.workers.conftest import TinyModels
-from tests.workers.conversations import short_rows
+from tests.workers.conversations import short_pairs, short_rows, write_pairs
 from workers.finetuning.__main__ import command
 from workers.finetuning.artefacts import Artefacts
 
@@ -19,6 +20,11 @@ def data(tmp_path: Path) -> Path:
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(row.model_dump_json(exclude_none=True) + "\n" for row in short_rows(9)))
     return file
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_pairs(tmp_path / "pairs.jsonl", short_pairs(9))
 
 
 def run(base: Path, data: Path, out: Path, *options: str) -> Result:
@@ -58,6 +64,14 @@ class TestCommand:
         summary = TrainingSummary.model_validate(json.loads(done.stdout))
         assert (summary.ema, summary.merge) == (Ema(), WiseFt(base_weight=0.5))
 
+    def test_trains_on_preferences(self, tiny_models: TinyModels, pairs: Path, tmp_path: Path) -> None:
+        options = ("--method", "none", "--objective", "dpo", "--beta", "0.3", "--validation", str(pairs))
+        done = run(tiny_models.folder("llama"), pairs, tmp_path / "out", *options)
+        assert done.exit_code == 0, done.output
+        summary = TrainingSummary.model_validate(json.loads(done.stdout))
+        assert (summary.objective, summary.num_rows, summary.num_steps) == (Dpo(beta=0.3), 9, 2)
+        assert "dpo_reward_margin" in summary.counters
+
     def test_help_names_every_setting_with_its_default(self) -> None:
         shown = " ".join(CliRunner(env={"COLUMNS": "300"}).invoke(command, ["--help"]).output.split())
         shown = shown.partition("Settings with their defaults")[2]
@@ -81,6 +95,14 @@ class TestCommand:
             (("--merge", "wise_ft"), "--merge is not JSON"),
             (("--merge", '{"name": "soup"}'), "--merge name: Unknown merge. Use one of: wise_ft"),
             (("--method", "magmax", "--merge", '{"name": "dare"}'), "--merge: «magmax» is itself a merge"),
+            (("--objective", "dpo", "--method", "none"), "InvalidChatFileError: Line 1"),
+            (("--objective", "dpo", "--beta", "3"), "beta: Input should be less than or equal to 2"),
+            (
+                ("--objective", "dpo", "--method", "constrained_sft"),
+                "--method: «constrained_sft» changes the supervised",
+            ),
+            (("--beta", "1"), "--beta belongs to --objective dpo"),
+            (("--objective", "ppo"), "is not one of 'supervised', 'dpo'"),
             (("--rank", "3"), "rank: Input should be 1, 2, 4"),
             (("--validation", "/nowhere.jsonl"), "does not exist"),
             ((), "ArtefactMissing: The method «der» needs a prepared base"),

@@ -11,7 +11,7 @@ from app.contracts.chat import ChatRow
 from app.contracts.methods import METHOD_CONFIGS
 from app.contracts.plan import TrainingPlan
 from tests.workers.conftest import TinyModels
-from tests.workers.conversations import short_rows
+from tests.workers.conversations import short_pairs, short_rows
 from tests.workers.finetuning.conftest import PreparedBases
 from tests.workers.finetuning.prepared import MEMORY, write_prepared
 from tests.workers.finetuning.proof import ProofRun
@@ -22,6 +22,7 @@ from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Backbone
 from workers.finetuning.memory import SafetyMemory
 from workers.finetuning.method import MethodContext
+from workers.finetuning.preference import encode_pairs
 from workers.finetuning.rows import TokenRow, encode_dataset
 from workers.finetuning.run import FinetuneResult
 from workers.finetuning.selection import choose, select, similarities
@@ -172,6 +173,15 @@ class TestFeatures:
             "3 of 6 memory rows were chosen by «low_similarity»: their mean similarity to the upload is "
             f"{mean:.3f}, that of all {of_all:.3f}."
         )
+
+    def test_of_preference_pairs_are_those_of_the_wanted_answers(
+        self, prepared: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pairs = encode_pairs(load(prepared.model_dir).codec, short_pairs(5), max_tokens=2048).rows
+        found = Recorded(prepared, tmp_path, monkeypatch, rows=pairs)
+        assert [(row.pair, row.is_rejected) for row in found.asked] == [(number, False) for number in range(5)]
+        wanted = [row for row in pairs if not row.is_rejected]
+        assert found.scores == pytest.approx(literal_scores(found.run, wanted), abs=1e-5)
 
     def test_of_a_conversation_are_taken_at_its_last_answer(
         self, prepared: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
