@@ -65,13 +65,14 @@ class DirectPreference(Objective):
         margins_P = (wanted_P - others_P).detach()
         found = {
             LOSS: losses_P.detach().sum(),
-            CORRECT: (margins_P > 0.0).sum(),
+            CORRECT: (margins_P > 0.0).double().sum(),
             MARGIN: margins_P.sum(),
             PREFERRED: wanted_P.detach().sum(),
             REJECTED: others_P.detach().sum(),
         }
-        sums = {name: float(value) for name, value in found.items()}
-        return TaskLoss((losses_P.sum() / totals.user_pairs).float(), losses_N, sums)
+        sums: list[float] = torch.stack(list(found.values())).tolist()
+        value = (losses_P.sum() / totals.user_pairs).float()
+        return TaskLoss(value, losses_N, dict(zip(found, sums, strict=True)))
 
 
 def encode_pairs(codec: ChatCodec, rows: Sequence[PreferenceRow], *, max_tokens: int) -> Dataset:

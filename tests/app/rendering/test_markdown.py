@@ -3,6 +3,7 @@ import pytest
 from app.contracts.evaluation import Report
 from app.contracts.methods import AlphaBudget, Der, SafeLora
 from app.contracts.modifiers import Ema, WiseFt
+from app.contracts.objectives import Dpo
 from app.contracts.report_table import main_table
 from app.rendering.escaping import escape_markdown
 from app.rendering.markdown import to_markdown, to_sections
@@ -48,6 +49,20 @@ class TestMarkdown:
         assert first.endswith(
             "fails. 2 more rules are not kept. No merge with the base and no corrective replay that was tried passes."
         )
+
+    def test_of_preferences_counts_pairs_and_calls_the_share_of_them_by_its_name(self) -> None:
+        text = to_markdown(trained_with(objective=Dpo(beta=0.3)))
+        for line in (
+            "| Objective | dpo |",
+            "| Objective's beta | 0.3 |",
+            "| Preference pairs, epochs, steps | 1,000, 3, 120 |",
+        ):
+            assert line in text.split("\n")
+        assert "| Pairs with the preferred answer ahead |" in text
+        supervised = to_markdown(full_report())
+        assert "| Rows, epochs, steps | 1,000, 3, 120 |" in supervised
+        assert "| Token accuracy |" in supervised
+        assert "preferred answer" not in supervised
 
     def test_shows_an_average_and_a_merge_with_their_settings(self) -> None:
         parts = {"method": Der(alpha=AlphaBudget(budget=0.5)), "ema": Ema(), "merge": WiseFt(base_weight=0.25)}

@@ -15,7 +15,8 @@ Differences: the mechanics are those of the authors' code. It begins with alignm
     their later work); ours is 1. As a turn's first step is taken at theta_other, the term acts from its second on, by
     default in the user's turns only. Without alignment steps there is no other turn and no term, where the authors'
     code would hold theta near its start. Steps are optimizer steps, not forwards. The alignment data are theta_safe's
-    own answers, all of them once before any comes again.
+    own answers, all of them once before any comes again; they are trained on by their cross-entropy also where the
+    user's rows are preference pairs.
 """
 
 from collections.abc import Mapping, Sequence
