@@ -43,7 +43,7 @@ def read_message(value: object, path: str, found: LineFindings) -> ChatMessage |
     calls = _calls(value, role, path, found)
     call_id = _call_id(value, role, path, found)
     # Of calls that are wrong it is said what is wrong with them, and not that they need words beside them.
-    is_optional = value.get("tool_calls") is not None
+    is_optional = _given_calls(value) is not None
     content = _content(value, path, found, is_optional=is_optional, may_be_blank=role == "tool")
     weight = _weight(value, role, path, found)
     found.extra_keys(value, _KEYS, path, "in the message")
@@ -72,8 +72,14 @@ def _role(value: dict[str, object], path: str, found: LineFindings) -> Role | No
     return None
 
 
-def _calls(value: dict[str, object], role: Role | None, path: str, found: LineFindings) -> tuple[ToolCall, ...]:
+def _given_calls(value: dict[str, object]) -> object:
+    """Exporters write an empty list, on messages of every role, where there are no calls."""
     given = value.get("tool_calls")
+    return None if given == [] else given
+
+
+def _calls(value: dict[str, object], role: Role | None, path: str, found: LineFindings) -> tuple[ToolCall, ...]:
+    given = _given_calls(value)
     path = f"{path}.tool_calls"
     if given is not None and role not in ("assistant", None):
         found.problem(path, LineCode.BAD_MESSAGE, "tool_calls is for assistant messages only", "Leave it out here.")

@@ -46,8 +46,8 @@ def read_calls(value: object, path: str, found: LineFindings) -> tuple[ToolCall,
     """The calls of an assistant message; null stands for none."""
     if value is None:
         return ()
-    if not isinstance(value, list) or not value:
-        what = "tool_calls is an empty list" if value == [] else f"tool_calls is {kind_of(value)}, not a list"
+    if not isinstance(value, list):
+        what = f"tool_calls is {kind_of(value)}, not a list"
         found.problem(path, LineCode.BAD_MESSAGE, what, "List the calls, or leave tool_calls out.")
         return ()
     calls: list[ToolCall] = []

@@ -126,11 +126,12 @@ class EstimateService:
             require_artefacts(plan, base.id, recipes[base.id], recipes)
             file = checked_file(session, tenant, request.training_file, "training_file")
             validation = require_readable(base, file, "training_file")
-            require_format("supervised", validation.format, "training_file")
+            require_format(plan.objective.name, validation.format, "training_file")
             require_sense(plan, recipes[base.id], validation.statistics.num_rows)
             if request.validation_file is not None:
                 other = checked_file(session, tenant, request.validation_file, "validation_file")
-                require_format("supervised", require_readable(base, other, "validation_file").format, "validation_file")
+                found = require_readable(base, other, "validation_file")
+                require_format(plan.objective.name, found.format, "validation_file")
             measured = repository.measured_jobs(session, base.id, plan.model_dump(mode="json"))
             return _Asked(plan, shown, validation, file.storage_key, self._model_dir(base.prepared_hash), measured)
 

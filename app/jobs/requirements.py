@@ -1,12 +1,12 @@
 """What a plan needs of its base and of its training file: refused at creation, not by a worker an hour later."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from app.contracts.bases import PrepareRecipe
 from app.contracts.datasets import DataFormat, FileValidation
 from app.contracts.methods import METHOD_CONFIGS, Artefact, Lisa, MethodConfig, Replay, SafeLora, WithMemory
 from app.contracts.modifiers import MERGE_CONFIGS, MergeConfig
+from app.contracts.objectives import ObjectiveName
 from app.contracts.plan import TrainingPlan
 from app.errors import InvalidRequestError
 from app.models import BaseModelRow, File
@@ -18,7 +18,7 @@ _LACKING: Mapping[Artefact, str] = {
     "unaligned_twin": "what alignment changed in the base, and it was taken as safe without an unaligned_twin",
 }
 """What an artefact is, and why a base may be without."""
-_FORMATS: Mapping[Literal["supervised", "dpo"], tuple[DataFormat, ...]] = {
+_FORMATS: Mapping[ObjectiveName, tuple[DataFormat, ...]] = {
     "supervised": ("chat", "completion"),
     "dpo": ("preference",),
 }
@@ -51,18 +51,18 @@ def require_artefacts(
         raise InvalidRequestError(what, param=param, code="missing_artefact")
 
 
-def require_format(method_type: Literal["supervised", "dpo"], found: str, param: str) -> None:
+def require_format(objective: ObjectiveName, found: str, param: str) -> None:
     """Refuses a file whose rows the method of training cannot learn from.
 
     Raises:
         InvalidRequestError: With what the file holds and what would do.
     """
-    if found in _FORMATS[method_type]:
+    if found in _FORMATS[objective]:
         return
-    wanted = " or ".join(_FORMATS[method_type])
+    wanted = " or ".join(_FORMATS[objective])
     other = next(other for other, formats in _FORMATS.items() if found in formats)
     what = (
-        f"The file is in the {found} format, and the method {method_type} takes {wanted}. Name another file, or train "
+        f"The file is in the {found} format, and the method {objective} takes {wanted}. Name another file, or train "
         f"on this one with the method {other}."
     )
     raise InvalidRequestError(f"Invalid {param}: {what}", param=param, code="invalid_file_format")

@@ -69,12 +69,12 @@ class JobService:
             require_artefacts(plan, base.id, recipes[base.id], recipes)
             training_file = checked_file(session, tenant, request.training_file, "training_file")
             found = require_readable(base, training_file, "training_file")
-            require_format("supervised", found.format, "training_file")
+            require_format(plan.objective.name, found.format, "training_file")
             require_sense(plan, recipes[base.id], found.statistics.num_rows)
             if request.validation_file is not None:
                 validation_file = checked_file(session, tenant, request.validation_file, "validation_file")
                 found = require_readable(base, validation_file, "validation_file")
-                require_format("supervised", found.format, "validation_file")
+                require_format(plan.objective.name, found.format, "validation_file")
             job = Job(
                 id=created_id(_PREFIX),
                 project_id=tenant.project_id,

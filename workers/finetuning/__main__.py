@@ -12,12 +12,11 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.contracts.chat import ChatRow, PreferenceRow
-from app.contracts.chat_file import read_rows
+from app.contracts.chat_file import read_preference_rows, read_rows
 from app.contracts.methods import METHOD_CONFIGS, MethodConfig
 from app.contracts.modifiers import MERGE_CONFIGS, Ema, MergeConfig
 from app.contracts.objectives import SUPERVISED, Dpo, Objective, ObjectiveName
 from app.contracts.plan import LoraPlan, Quantisation, TrainingPlan
-from app.contracts.preference_file import read_preference_file
 from app.contracts.safety import Safety, SafetyRefused, safety_from
 from workers.finetuning.artefacts import RECORD_FILE, Artefacts
 from workers.finetuning.distributed import Ranks, joined
@@ -184,7 +183,7 @@ def _train(
 
 def _rows(file: Path, plan: TrainingPlan) -> list[ChatRow] | list[PreferenceRow]:
     if isinstance(plan.objective, Dpo):
-        return [pair for _, pair in read_preference_file(file)]
+        return [pair for _, pair in read_preference_rows(file)]
     return [row for _, row in read_rows(file)]
 
 

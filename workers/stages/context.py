@@ -7,10 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 from app.contracts.chat import ChatRow, PreferenceRow
-from app.contracts.chat_file import InvalidChatFileError, read_rows
+from app.contracts.chat_file import InvalidChatFileError, read_preference_rows, read_rows, read_wanted_rows
 from app.contracts.objectives import Dpo
 from app.contracts.plan import TrainingPlan
-from app.contracts.preference_file import read_preference_file
 from app.contracts.risk import DataRisk, RiskOutcome
 from app.contracts.specs import JobSpec
 from workers.channel import Channel
@@ -86,17 +85,14 @@ class StageContext:
 
     def conversations(self) -> list[tuple[int, ChatRow]]:
         """The upload's rows with their line numbers; of preference pairs with the wanted answer."""
-        file = self.spec.training_file
-        if self.has_pairs:
-            return [(line, pair.preferred_row) for line, pair in read_preference_file(file)]
-        return list(read_rows(file))
+        return list(read_wanted_rows(self.spec.training_file))
 
     def training_rows(self) -> list[ChatRow] | list[PreferenceRow]:
         """The upload, without the lines that the pre-flight left out."""
         dropped = frozenset(self.outcome.dropped_lines) if self.outcome is not None else frozenset()
         file = self.spec.training_file
         if self.has_pairs:
-            return [pair for line, pair in read_preference_file(file) if line not in dropped]
+            return [pair for line, pair in read_preference_rows(file) if line not in dropped]
         return [row for line, row in read_rows(file) if line not in dropped]
 
     def validation_rows(self) -> list[ChatRow] | list[PreferenceRow]:
@@ -123,7 +119,7 @@ def validation_rows(file: Path) -> list[ChatRow]:
 def validation_pairs(file: Path) -> list[PreferenceRow]:
     """The same of a file of preferences."""
     with _blamed_on_validation():
-        return [pair for _, pair in islice(read_preference_file(file), MAX_UTILITY_ROWS)]
+        return [pair for _, pair in islice(read_preference_rows(file), MAX_UTILITY_ROWS)]
 
 
 @contextmanager

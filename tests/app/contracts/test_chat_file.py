@@ -86,7 +86,7 @@ class TestMessages:
             ([USER, {**ANSWER, "weight": True}], "bad_message"),
             ([USER, {**ANSWER, "weight": 1.0}], "bad_message"),
             ([{**USER, "weight": 1}, ANSWER], "bad_message"),
-            ([USER, {**ANSWER, "tool_calls": []}], "bad_message"),
+            ([USER, {**ANSWER, "tool_calls": "none"}], "bad_message"),
             ([USER, {"role": "function", "name": "f", "content": "x"}, ANSWER], "bad_role"),
             ([USER, {"role": "Assistant", "content": "x"}], "bad_role"),
             ([USER, {"role": 5, "content": "x"}], "bad_role"),

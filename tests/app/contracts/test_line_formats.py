@@ -108,6 +108,10 @@ class TestTools:
         assert row is not None
         assert not row.has_tools
 
+    def test_an_empty_list_of_calls_is_none(self) -> None:
+        messages = ({**USER, "tool_calls": []}, {**ANSWER, "tool_calls": []})
+        assert parsed(chat(*messages)).row == parsed(chat(USER, ANSWER)).row
+
     @pytest.mark.parametrize(
         ("messages", "fault"),
         [
