@@ -24,8 +24,9 @@ from app.jobs.schemas import (
 
 _LEARNING_RATES: Mapping[ObjectiveName, float] = {"supervised": 1.0, "dpo": 0.1}
 """Shares of the base's learning rate, which is one for answers. A preference is about the sum of an answer's
-log-probabilities, which every step moves by as much as all its tokens together: at the same rate a few steps go far
-beyond what a pair asks for."""
+log-probabilities, which a step moves by as much as all its tokens together: on SmolLM2-135M ten steps of four pairs at
+the base's own rate moved two answers 17 nats apart, and 1 nat at a tenth, with no fewer of the unseen pairs right (11
+and 12 of 16)."""
 
 
 def resolve_plan(request: JobCreate, defaults: TrainingDefaults) -> tuple[TrainingPlan, dict[str, Any]]:
