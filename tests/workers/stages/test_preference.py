@@ -118,7 +118,7 @@ def test_a_validation_file_of_conversations_is_refused_as_such(
 ) -> None:
     of_chats = make_spec().validation_file
     context = _context(spec.model_copy(update={"validation_file": of_chats}), tmp_path / "work")
-    with pytest.raises(ValidationRefused, match="Validation file: Line 1: the line does not have the keys"):
+    with pytest.raises(ValidationRefused, match="Validation file: Line 1: the rows are conversations"):
         context.validation_rows()
 
 
