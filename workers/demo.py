@@ -246,7 +246,7 @@ def check_adapter(folder: Path, settings: Settings) -> None:
     from workers.finetuning.artefacts import MODEL_DIR, RECORD_FILE
     from workers.modeling.check_adapter import answers_with
     from workers.preparation.run import FETCHED_DIR
-    from workers.stages.package import ORIGINAL_DIR
+    from workers.stages.archives import ORIGINAL_DIR
 
     lines = DEMO_VALIDATION_FILE.read_text().splitlines()[:NUM_QUESTIONS]
     rows = [ChatRow.model_validate_json(line).messages for line in lines]

@@ -232,6 +232,11 @@ class Provenance(Value):
     versions: dict[str, str]
     adapter_sha256: str | None = None
     """Of the archive that was measured; None in a job's own report, which lies in its archive."""
+    continued_from: str | None = None
+    """The fine-tuned model or checkpoint that training went on from; measured is the whole update all the same, against
+    the base."""
+    start_adapter_sha256: str | None = None
+    """Of that one's archive."""
 
 
 class Report(Value):

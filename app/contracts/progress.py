@@ -16,6 +16,9 @@ from app.contracts.risk import DataRisk
 from app.contracts.states import FailureCode, JobPhase
 from app.contracts.value import Value
 
+KEPT_CHECKPOINTS = 3
+"""So many of a job's checkpoints have an adapter: the latest. Of the others the metrics stay."""
+
 
 class ExitCode(IntEnum):
     """How a child process ends when it is not killed."""
@@ -67,11 +70,14 @@ class MetricsMessage(Value):
 
 
 class CheckpointMessage(Value):
-    """End of an epoch: a checkpoint that the tenant may see."""
+    """End of an epoch: a checkpoint that the tenant may see. Its archive's path is relative to the work folder; the
+    child keeps the latest few (see KEPT_CHECKPOINTS), and the supervisor stores them."""
 
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
     metrics: dict[str, float]
+    archive: str
+    sha256: str
 
 
 class StageDoneMessage(Value):
@@ -105,6 +111,13 @@ class JobResultMessage(Value):
     adapter_sha256: str
     report: str
     step_metrics: str
+    base_hash: str
+    """Of the base's weights (theta_safe) that the adapter was trained on."""
+    adapter_rank: int
+    """A merge may have changed it: who goes on from the adapter needs one of the same rank."""
+    measured_checkpoint: int | None = None
+    """Step of the checkpoint whose weights are those of the adapter, bit for bit, so that what was measured holds for
+    it; None where something (an average, a merge, a repair) came after training."""
     gate: GateDecision | None = None
     """None: the policy has no rule. Not released: the job fails with the code `safety_gate`, its report is shown and
     its adapter quarantined."""

@@ -15,6 +15,18 @@ from app.contracts.value import Value
 SPEC_FILE = "spec.json"
 
 
+class StartAdapter(Value):
+    """What a job's training goes on from, instead of a fresh adapter."""
+
+    archive: Path
+    """As tenants download it: adapter_config.json and adapter_model.safetensors in a tar.gz."""
+    sha256: str
+    model: str
+    """As the client named it: a fine-tuned model or a checkpoint."""
+    base_hash: str
+    """Of the weights (theta_safe) that it was trained on: on others it would be another model."""
+
+
 class JobSpec(Value):
     """A fine-tuning job, ready to run: `python -m workers.stages WORK_FOLDER`."""
 
@@ -27,6 +39,8 @@ class JobSpec(Value):
     training_file_sha256: str
     validation_file: Path | None
     plan: TrainingPlan
+    start: StartAdapter | None = None
+    """None: training begins with a fresh adapter. The anchor of safety is theta_safe in either case."""
     is_auto: bool = False
     """The method was left to the pre-flight: its recommendation replaces the plan's method, average and merge."""
     drop_flagged_rows: bool = False

@@ -4,7 +4,7 @@ from sqlalchemy import ForeignKey, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db import Row
-from app.models.columns import Bytes, CreatedAt, Id, JsonDict
+from app.models.columns import Bytes, CreatedAt, Id, JsonDict, Seconds
 
 
 class Checkpoint(Row):
@@ -21,4 +21,6 @@ class Checkpoint(Row):
     """Where its adapter is stored; NULL until it is, and again once it was pruned."""
     adapter_sha256: Mapped[str | None] = mapped_column(String(64))
     adapter_bytes: Mapped[Bytes | None]
+    released_at: Mapped[Seconds | None]
+    """When the gate let this very adapter out, so that it may be downloaded; NULL: it was not measured, or failed."""
     created_at: Mapped[CreatedAt]

@@ -16,8 +16,11 @@ class Evaluation(Row):
     base_id: Mapped[str] = mapped_column(ForeignKey("base_models.id"))
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     """Whose adapter it is ..."""
+    checkpoint_id: Mapped[str | None] = mapped_column(String(64))
+    """... of this checkpoint of the job, where it is not the finished one (no foreign key: SQLite cannot add one to a
+    table that is there) ..."""
     adapter_file: Mapped[str | None] = mapped_column(String(64), index=True)
-    """... or the uploaded archive; one of the two."""
+    """... or the uploaded archive."""
     validation_file: Mapped[str | None] = mapped_column(String(64), index=True)
     gate: Mapped[JsonDict]
     """contracts.gate.GatePolicy."""

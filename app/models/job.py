@@ -44,6 +44,10 @@ class Job(Row):
     adapter_key: Mapped[str | None] = mapped_column(String(256))
     adapter_sha256: Mapped[str | None] = mapped_column(String(64))
     adapter_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    adapter_rank: Mapped[int | None] = mapped_column(Integer)
+    """What a job has to train with that goes on from the adapter; NULL, like the hash, before there was such a job."""
+    base_hash: Mapped[str | None] = mapped_column(String(64))
+    """Of the base's weights (theta_safe) that the job was trained on."""
     released_at: Mapped[Seconds | None]
     """When an operator released what the gate had withheld (contracts.protection.Protection.decision says why) ..."""
     release_reason: Mapped[str | None] = mapped_column(Text)
@@ -51,6 +55,8 @@ class Job(Row):
     start_adapter_key: Mapped[str | None] = mapped_column(String(256))
     """The adapter that training goes on from, where `model` is a fine-tuned model or a checkpoint."""
     start_adapter_sha256: Mapped[str | None] = mapped_column(String(64))
+    start_base_hash: Mapped[str | None] = mapped_column(String(64))
+    """Of the base's weights that it was trained on."""
     progress: Mapped[JsonDict | None]
     """contracts.progress.JobProgress: how far training is, and when that was."""
     micro_batch_divisor: Mapped[int] = mapped_column(Integer, default=1)

@@ -33,6 +33,8 @@ def training(report: Report) -> Section | None:
     blocks: list[Block] = []
     if summary is not None:
         blocks.append(Table("The training run", _FACTS, tuple(_training_facts(summary))))
+        if report.provenance.continued_from is not None:
+            blocks.append(Paragraph(_continued(report.provenance.continued_from)))
         if summary.notes:
             blocks.append(Bullets(tuple(summary.notes)))
         if summary.counters:
@@ -77,6 +79,8 @@ def provenance(report: Report) -> Section:
         ("Made at", time_text(report.created_at)),
         ("Base", f"{found.base} ({found.base_hash})"),
         ("Prepared base", found.prepared_hash),
+        *([("Training went on from", found.continued_from)] if found.continued_from else []),
+        *([("That one's archive, SHA-256", found.start_adapter_sha256)] if found.start_adapter_sha256 else []),
         ("Training file, SHA-256", found.training_file_sha256 or _ELSEWHERE),
         *([("Adapter, SHA-256", found.adapter_sha256)] if found.adapter_sha256 else []),
         ("Chat template, SHA-256", found.chat_template_sha256),
@@ -84,6 +88,13 @@ def provenance(report: Report) -> Section:
         *((f"Version of {name}", version) for name, version in sorted(found.versions.items())),
     ]
     return Section("provenance", "Versions and hashes", (Table("Which things, exactly", _FACTS, tuple(facts)),))
+
+
+def _continued(model: str) -> str:
+    return (
+        f"Training went on from {model}. Safety was held to the aligned base and is measured against it, not against "
+        "where this training began: what the earlier training changed is counted in."
+    )
 
 
 def _training_facts(summary: TrainingSummary) -> list[tuple[str, str]]:

@@ -127,6 +127,7 @@ class Bench:
                 self.backbone, self.rows, plan, self.artefacts, lambda: self.memory, loop.num_steps, objective
             )
         )
+        method.begin()
         return loop
 
     @contextmanager

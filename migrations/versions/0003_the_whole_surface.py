@@ -61,6 +61,9 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
         "jobs": (
             sa.Column("start_adapter_key", sa.String(length=256), nullable=True),
             sa.Column("start_adapter_sha256", sa.String(length=64), nullable=True),
+            sa.Column("start_base_hash", sa.String(length=64), nullable=True),
+            sa.Column("adapter_rank", sa.Integer(), nullable=True),
+            sa.Column("base_hash", sa.String(length=64), nullable=True),
             sa.Column("progress", _JSON, nullable=True),
             sa.Column("micro_batch_divisor", sa.Integer(), nullable=False, server_default="1"),
         ),
@@ -68,7 +71,9 @@ def _added() -> dict[str, tuple[sa.Column[Any], ...]]:
             sa.Column("adapter_key", sa.String(length=256), nullable=True),
             sa.Column("adapter_sha256", sa.String(length=64), nullable=True),
             sa.Column("adapter_bytes", sa.BigInteger(), nullable=True),
+            sa.Column("released_at", sa.Double(), nullable=True),
         ),
+        "evaluations": (sa.Column("checkpoint_id", sa.String(length=64), nullable=True),),
     }
 
 

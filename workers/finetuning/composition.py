@@ -1,8 +1,9 @@
 """A method together with modifiers: an average over the steps, a merge after them.
 
-The method has every hook. Modifiers have those that do not touch the step itself: `prepare`, `after_step`, `finish`,
-`release`, state, counters and notes. At the end they come in the order in which the model is made: the average of the
-parameters first, then what the method itself does at the end (Safe LoRA's projection, say), then the merge.
+The method has every hook. Modifiers have those that do not touch the step itself: `prepare`, `begin`, `after_step`,
+`finish`, `release`, state, counters and notes. At the end they come in the order in which the model is made: the
+average of the parameters first, then what the method itself does at the end (Safe LoRA's projection, say), then the
+merge.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,10 @@ class Composition(Method):
     def prepare(self, context: MethodContext) -> None:
         for one in self._in_order:
             one.prepare(context)
+
+    def begin(self) -> None:
+        for one in self._in_order:
+            one.begin()
 
     def memory_batch(self, step: int) -> Sequence[TokenRow] | None:
         return self._method.memory_batch(step)

@@ -71,8 +71,8 @@ class RunControl:
     def on_step(self, metrics: StepMetrics) -> None:
         """After each optimizer step."""
 
-    def on_epoch(self, metrics: StepMetrics) -> None:
-        """After each epoch, with validation results in the metrics."""
+    def on_epoch(self, metrics: StepMetrics, backbone: Backbone) -> None:
+        """After each epoch, with validation results in the metrics; the adapter stands where the epoch has left it."""
 
     def should_stop(self) -> bool:
         """Asked after each step; True: save a checkpoint and return."""
@@ -139,7 +139,7 @@ class TrainingLoop:
                 if is_stopping or is_last or (step + 1) % self.plan.checkpoint_every_steps == 0:
                     self._save(step + 1)
                 if is_epoch_end:
-                    self.control.on_epoch(metrics)
+                    self.control.on_epoch(metrics, self.backbone)
                 if is_stopping:
                     return LoopResult(self._history, self._seconds(), is_complete=False)
         self.method.finish()

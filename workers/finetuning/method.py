@@ -10,7 +10,7 @@ hooks, each of which does nothing by default. What the methods of the field need
 - a second gradient (A-GEM, SafeGrad): `adjust_gradients`, with `Backbone.gradients`;
 - an ascent step before the descent (Refresh): `before_gradients`, with the same and the task's `Objective`;
 - alternating data (Lisa): `memory_batch`;
-- an average or snapshot (EMA, Lisa): `after_step`; other parameters at the end (EMA): `finish`;
+- an average or snapshot (EMA, Lisa): `begin`, `after_step`; other parameters at the end (EMA): `finish`;
 - another update than the one that was trained (SafeLoRA, MagMax, merges): `release`.
 
 What is trained is the objective's business (see objective.py): rows with answers, or pairs of rows of which one answer
@@ -77,7 +77,15 @@ class Method:
     def prepare(self, context: MethodContext) -> None:
         """Called once before the first step. Raises ArtefactMissing where something is not there.
 
-        The adapter is at its start (B = 0) even when the run goes on from a checkpoint, which is read afterwards.
+        The adapter changes nothing yet (B = 0), even when training starts from another adapter or goes on from a
+        checkpoint, which are read afterwards: what is computed here is computed on theta_safe.
+        """
+
+    def begin(self) -> None:
+        """Called once after `prepare`, with the adapter where training starts: fresh, or as it was finished before.
+
+        What a method compares the parameters themselves with, or averages them from, begins here. A and B of two
+        adapters have nothing to do with each other, so that a snapshot from `prepare` would be of another adapter.
         """
 
     def memory_batch(self, step: int) -> Sequence[TokenRow] | None:

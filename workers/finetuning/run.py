@@ -86,8 +86,9 @@ def finetune(
         ranks: This process among several that run this with the same arguments, each on its part of every step; all
             return the same, up to the rounding of sums what one process alone returns. The first writes the files, in a
             folder that all of them see.
-        start_from: Folder of an adapter of the plan's shape that training begins with instead of a fresh one. What the
-            method prepares is prepared on the base all the same; preferences are learnt relative to this adapter.
+        start_from: Folder of an adapter of the plan's rank that training begins with instead of a fresh one. Safety is
+            measured from the base all the same: what the method prepares is prepared on it, and the update is the
+            adapter's whole one, not what this run adds to it. Preferences are learnt relative to this adapter.
         micro_batch_divisor: Into so many more forwards every step is cut, for want of memory. Gradients are those of
             the same batch, up to the rounding of sums; checkpoints are good for any divisor.
 
@@ -99,12 +100,9 @@ def finetune(
         CheckpointDamaged: The checkpoints in `out_dir` cannot be continued from.
         QuantisationUnavailable: The base is not loaded with the plan's quantisation.
         ModelingError: The adapter in `start_from` is not of the plan's shape.
-        ValueError: An average over the steps was asked for with `start_from`: it would begin at the base.
         ProcessesDiffer: The processes were not given the same, or did not come to the same.
     """
     ranks = ranks or Ranks()
-    if start_from is not None and plan.ema is not None:
-        raise ValueError("With start_from there is no average over the steps: it would begin at the base.")
     if is_quantised(base.model) != (plan.quantisation != "none"):
         raise QuantisationUnavailable(
             f"The plan's quantisation is «{plan.quantisation}», and the base is loaded otherwise."
@@ -132,6 +130,7 @@ def finetune(
         method.prepare(context)
         if start_from is not None:
             _start_from(backbone, start_from)
+        method.begin()
         for given in (dataset.rows, validation):
             objective.prepare(given, is_fresh=start_from is None)
         result = loop.run()

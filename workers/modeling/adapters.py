@@ -132,6 +132,12 @@ def read_pairs(directory: Path) -> dict[str, LoraPair]:
     return pairs
 
 
+def rank_of(directory: Path) -> int:
+    """The rank of an adapter folder."""
+    rank: int = json.loads((directory / CONFIG_FILE).read_text())["r"]
+    return rank
+
+
 @torch.no_grad()
 def merge_into(model: PreTrainedModel, pairs: dict[str, LoraPair]) -> None:
     """Adds an adapter's updates to the model's weights, computed in float32."""

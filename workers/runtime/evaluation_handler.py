@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.contracts.evaluation import Provenance
@@ -13,7 +13,8 @@ from app.contracts.plan import TrainingPlan
 from app.contracts.progress import EvaluationResultMessage
 from app.contracts.specs import SPEC_FILE, EvaluationSpec
 from app.contracts.states import FailureCode, RequestStatus
-from app.models import Evaluation, FineTunedModel, Job
+from app.db import db_now
+from app.models import Checkpoint, Evaluation, FineTunedModel, Job
 from app.storage import ObjectNotFoundError
 from workers.runtime.handler import Result, WorkFailedError
 from workers.runtime.inputs import Input, fetch, find_base, find_upload
@@ -29,6 +30,14 @@ class _Trained:
 
     report_key: str
     max_row_tokens: int
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A report that is stored, and whether the adapter holds what the gate asks for."""
+
+    key: str
+    passed: bool
 
 
 class EvaluationHandler(RequestHandler):
@@ -80,7 +89,7 @@ class EvaluationHandler(RequestHandler):
         )
         (folder / SPEC_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
 
-    def store(self, folder: Path, result: Result) -> str:
+    def store(self, folder: Path, result: Result) -> _Stored:
         if not isinstance(result, EvaluationResultMessage):
             raise WorkFailedError(FailureCode.INTERNAL_ERROR, "The evaluation ended with another kind of result.")
         path = (folder / result.report).resolve()
@@ -93,15 +102,25 @@ class EvaluationHandler(RequestHandler):
         # The token: a stale holder never writes over what a later attempt has published.
         key = f"evaluations/{self.lease.subject_id}/{self.lease.token}/report.json"
         self._storage.put_file(key, path)
-        return key
+        decision = json.loads(path.read_text(encoding="utf-8")).get("gate")
+        return _Stored(key, passed=decision is None or decision["passed"])
 
-    def discard(self, session: Session, stored: str) -> None:
+    def discard(self, session: Session, stored: _Stored) -> None:
         published = session.scalar(select(Evaluation.report_key).where(Evaluation.id == self.lease.subject_id))
-        if published != stored:
-            self._storage.delete(stored)
+        if published != stored.key:
+            self._storage.delete(stored.key)
 
-    def succeed(self, session: Session, stored: str) -> None:
-        self._move(session, RequestStatus.SUCCEEDED, report_key=stored)
+    def succeed(self, session: Session, stored: _Stored) -> None:
+        self._move(session, RequestStatus.SUCCEEDED, report_key=stored.key)
+        checkpoint_id = self._evaluation.checkpoint_id
+        if checkpoint_id is not None and stored.passed:
+            # It has now passed the gate that the job's model had to pass: at least the service's own.
+            session.execute(
+                update(Checkpoint)
+                .where(Checkpoint.id == checkpoint_id, Checkpoint.released_at.is_(None))
+                .values(released_at=db_now())
+                .execution_options(synchronize_session=False)
+            )
 
     def _find_job(self, session: Session, job: Job) -> None:
         live = select(FineTunedModel.id).where(FineTunedModel.job_id == job.id, FineTunedModel.deleted_at.is_(None))
@@ -116,7 +135,17 @@ class EvaluationHandler(RequestHandler):
         assert job.report_key is not None, "the same"
         self._model_name = job.fine_tuned_model or job.id
         self._adapter = Input("fine_tuning_job", job.adapter_key, job.adapter_sha256)
+        if self._evaluation.checkpoint_id is not None:
+            self._find_checkpoint(session.get(Checkpoint, self._evaluation.checkpoint_id))
         self._trained = _Trained(job.report_key, TrainingPlan.model_validate(job.plan).max_row_tokens)
+
+    def _find_checkpoint(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is None or checkpoint.adapter_key is None or checkpoint.adapter_sha256 is None:
+            raise WorkFailedError(
+                FailureCode.ARTEFACT_MISSING, "The checkpoint was deleted before it was measured.", param="model"
+            )
+        self._model_name = checkpoint.model_name
+        self._adapter = Input("fine_tuning_job", checkpoint.adapter_key, checkpoint.adapter_sha256)
 
     def _prepared_for(self, trained: _Trained) -> Path:
         """The base as it is now if its weights are those that the job was trained on, else as it was then.

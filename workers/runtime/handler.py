@@ -113,9 +113,22 @@ class WorkHandler(Subject):
             WorkFailedError: Something that it needs is missing or damaged.
         """
 
+    def keep(self, folder: Path, messages: Sequence[Message]) -> None:
+        """Stores files that the child's messages name, before `apply` writes down where.
+
+        Raises:
+            WorkFailedError: The child's files are not what it said.
+        """
+
     @abstractmethod
     def apply(self, session: Session, messages: Sequence[Message]) -> None:
         """Turns the child's messages into rows."""
+
+    def tidy(self) -> None:
+        """Deletes stored files that the rows which `apply` has written no longer name."""
+
+    def drop(self, session: Session) -> None:
+        """Removes what `keep` has put, where `apply` could not write down that it is there."""
 
     @abstractmethod
     def store(self, folder: Path, result: Result) -> Any:

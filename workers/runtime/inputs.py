@@ -17,18 +17,21 @@ _NAMES = {
     "validation_file": "validation_file.jsonl",
     "adapter_file": "adapter.tar.gz",
     "fine_tuning_job": "adapter.tar.gz",
+    "model": "start_adapter.tar.gz",
 }
 _CODES = {
     "training_file": FailureCode.INVALID_TRAINING_FILE,
     "validation_file": FailureCode.INVALID_VALIDATION_FILE,
     "adapter_file": FailureCode.INVALID_ADAPTER,
     "fine_tuning_job": FailureCode.ARTEFACT_MISSING,
+    "model": FailureCode.ARTEFACT_MISSING,
 }
 _WHAT = {
     "training_file": "training file",
     "validation_file": "validation file",
     "adapter_file": "uploaded adapter",
     "fine_tuning_job": "job's adapter",
+    "model": "model's adapter",
 }
 
 
@@ -110,4 +113,5 @@ def _gone(param: str) -> WorkFailedError:
 
 
 def _what_to_do(param: str) -> str:
-    return "Tell the service's operator." if param == "fine_tuning_job" else "Upload it again and ask again."
+    is_ours = param in ("fine_tuning_job", "model")
+    return "Tell the service's operator." if is_ours else "Upload it again and ask again."

@@ -12,16 +12,20 @@ from app.contracts.decision import withheld_message
 from app.contracts.gate import GateDecision
 from app.contracts.methods import Replay
 from app.contracts.plan import TrainingPlan
-from app.contracts.progress import FailureMessage, JobResultMessage, Message
+from app.contracts.progress import KEPT_CHECKPOINTS, CheckpointMessage, FailureMessage, JobResultMessage, Message
 from app.contracts.protection import Protection
-from app.contracts.specs import SPEC_FILE, JobSpec
+from app.contracts.specs import SPEC_FILE, JobSpec, StartAdapter
 from app.contracts.states import FailureCode, JobStatus, WorkState
 from app.ids import new_id
-from app.models import File, FineTunedModel, Job, add_event, model_name
+from app.models import Checkpoint, File, FineTunedModel, Job, add_event, model_name
+from app.settings import Settings
+from app.storage import ObjectStorage
 from workers.runtime import job_rows
+from workers.runtime.checkpoint_rows import release_checkpoints
 from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler
 from workers.runtime.inputs import Input, fetch, find_base, find_upload
-from workers.runtime.job_results import STEP_METRICS_NAME, StoredJob, store_job
+from workers.runtime.job_results import STEP_METRICS_NAME, StoredFile, StoredJob, store_checkpoint, store_job
+from workers.runtime.lease import Lease
 
 
 class JobHandler(WorkHandler):
@@ -33,6 +37,12 @@ class JobHandler(WorkHandler):
     _prepared_dir: Path
     _training: Input
     _validation: Input | None
+    _start: Input | None
+
+    def __init__(self, settings: Settings, storage: ObjectStorage, lease: Lease) -> None:
+        super().__init__(settings, storage, lease)
+        self._kept: dict[int, StoredFile] = {}
+        self._stale: list[str] = []
 
     @property
     def reaches_out(self) -> bool:
@@ -57,6 +67,7 @@ class JobHandler(WorkHandler):
         self._prepared_dir = find_base(session, self._settings, job.base_id)
         self._training = find_upload(session, job.training_file, "training_file")
         self._validation = find_upload(session, job.validation_file, "validation_file") if job.validation_file else None
+        self._start = _start(job)
 
     def write_spec(self, folder: Path) -> None:
         training_file = fetch(self._storage, self._training, folder)
@@ -69,6 +80,7 @@ class JobHandler(WorkHandler):
             training_file_sha256=self._training.sha256,
             validation_file=fetch(self._storage, self._validation, folder) if self._validation else None,
             plan=TrainingPlan.model_validate(self._job.plan),
+            start=self._start_adapter(folder),
             is_auto=protection.is_auto,
             drop_flagged_rows=protection.drop_flagged_rows,
             risk_policy=self._settings.risk,
@@ -90,8 +102,28 @@ class JobHandler(WorkHandler):
             case _:
                 return None
 
+    def keep(self, folder: Path, messages: Sequence[Message]) -> None:
+        # Of more than are kept of a job the first would only be deleted again.
+        for message in [m for m in messages if isinstance(m, CheckpointMessage)][-KEPT_CHECKPOINTS:]:
+            stored = store_checkpoint(self._storage, self.lease, folder, message)
+            if stored is not None:
+                self._kept[message.step] = stored
+
     def apply(self, session: Session, messages: Sequence[Message]) -> None:
-        job_rows.apply(session, self.lease.subject_id, self._model_name, messages)
+        self._stale = job_rows.apply(session, self.lease.subject_id, self._model_name, messages, self._kept)
+
+    def drop(self, session: Session) -> None:
+        keys = [stored.key for stored in self._kept.values()]
+        # The commit's answer may be what was lost.
+        named = set(session.scalars(select(Checkpoint.adapter_key).where(Checkpoint.adapter_key.in_(keys))))
+        for key in keys:
+            if key not in named:
+                self._storage.delete(key)
+
+    def tidy(self) -> None:
+        for key in self._stale:
+            self._storage.delete(key)
+        self._stale = []
 
     def store(self, folder: Path, result: Result) -> StoredJob:
         if not isinstance(result, JobResultMessage):
@@ -117,6 +149,8 @@ class JobHandler(WorkHandler):
             "adapter_key": stored.adapter.key,
             "adapter_sha256": stored.adapter.sha256,
             "adapter_bytes": stored.adapter.size_bytes,
+            "adapter_rank": stored.adapter_rank,
+            "base_hash": stored.base_hash,
             "report_key": stored.report.key,
             "stop_requested": None,
         }
@@ -126,11 +160,23 @@ class JobHandler(WorkHandler):
         if stored.gate is not None and not stored.gate.released:
             self._withhold(session, job, stored.gate, results)
             return
+        release_checkpoints(session, job.id, stored)
         session.add(FineTunedModel(id=self._model_name, project_id=job.project_id, job_id=job.id, base_id=job.base_id))
         job_rows.move(session, job.id, JobStatus.SUCCEEDED, fine_tuned_model=self._model_name, **results)
         add_event(session, job.id, f"New fine-tuned model created: {self._model_name}")
         add_event(session, job.id, "The job has successfully completed")
         record(session, SERVICE, job.project_id, "model.published", self._model_name, {"job": job.id})
+
+    def _start_adapter(self, folder: Path) -> StartAdapter | None:
+        if self._start is None:
+            return None
+        assert self._job.start_base_hash is not None, "stored together with the key"
+        return StartAdapter(
+            archive=fetch(self._storage, self._start, folder),
+            sha256=self._start.sha256,
+            model=self._job.model,
+            base_hash=self._job.start_base_hash,
+        )
 
     def _withhold(self, session: Session, job: Job, gate: GateDecision, results: dict[str, Any]) -> None:
         code = FailureCode.SAFETY_GATE
@@ -177,6 +223,13 @@ class JobHandler(WorkHandler):
         job = session.get_one(Job, self.lease.subject_id)
         record(session, SERVICE, job.project_id, f"job.{status}", job.id)
         return WorkState.PAUSED if is_pause else WorkState.CANCELLED
+
+
+def _start(job: Job) -> Input | None:
+    if job.start_adapter_key is None:
+        return None
+    assert job.start_adapter_sha256 is not None, "stored together with the key"
+    return Input("model", job.start_adapter_key, job.start_adapter_sha256)
 
 
 def _metrics_file(job: Job, stored: StoredJob) -> File:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.contracts.gate import GateDecision
-from app.contracts.progress import JobResultMessage
+from app.contracts.progress import CheckpointMessage, JobResultMessage
 from app.contracts.states import FailureCode
 from app.storage import ObjectStorage, job_key
 from workers.hashing import file_sha256
@@ -31,6 +31,9 @@ class StoredJob:
     adapter: StoredFile
     report: StoredFile
     step_metrics: StoredFile
+    base_hash: str
+    adapter_rank: int
+    measured_checkpoint: int | None
     gate: GateDecision | None
     """None: the policy has no rule. Not released: it is kept, and nobody gets it."""
 
@@ -63,8 +66,39 @@ def store_job(storage: ObjectStorage, lease: Lease, folder: Path, result: JobRes
         adapter=adapter,
         report=store(result.report, "report.json"),
         step_metrics=store(result.step_metrics, STEP_METRICS_NAME),
+        base_hash=result.base_hash,
+        adapter_rank=result.adapter_rank,
+        measured_checkpoint=result.measured_checkpoint,
         gate=result.gate,
     )
+
+
+def store_checkpoint(
+    storage: ObjectStorage, lease: Lease, folder: Path, message: CheckpointMessage
+) -> StoredFile | None:
+    """Stores a checkpoint's adapter, under a key with the lease's token like everything else.
+
+    Returns:
+        None where the child has dropped it again, because later epochs have ended in the meantime.
+
+    Raises:
+        WorkFailedError: It lies outside the work folder, or is not the one that was announced.
+    """
+    try:
+        if not (folder / message.archive).exists():
+            return None
+        key = job_key(lease.subject_id, lease.token, f"checkpoint-{message.step}.tar.gz")
+        stored = _store(storage, folder, message.archive, key)
+    except FileNotFoundError:
+        # Dropped while it was read.
+        return None
+    if stored.sha256 != message.sha256:
+        raise WorkFailedError(
+            FailureCode.INTERNAL_ERROR,
+            f"The adapter of step {message.step} changed while it was stored. Create the job again; if this returns, "
+            "ask the service's operator to check the worker's disk.",
+        )
+    return stored
 
 
 def _store(storage: ObjectStorage, folder: Path, name: str, key: str) -> StoredFile:

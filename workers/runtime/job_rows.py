@@ -1,6 +1,6 @@
 """A fine-tuning job's rows: status moves and what its messages become. Callers have proven the lease."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import func, select
@@ -18,9 +18,10 @@ from app.contracts.progress import (
 from app.contracts.protection import Protection
 from app.contracts.states import JOB_MOVES, JobStatus
 from app.db import db_now
-from app.ids import new_id
 from app.jobs import moves
-from app.models import Checkpoint, Job, add_event
+from app.models import Job, add_event
+from workers.runtime.checkpoint_rows import keep_checkpoint
+from workers.runtime.job_results import StoredFile
 
 
 class IllegalMoveError(RuntimeError):
@@ -40,8 +41,22 @@ def move(session: Session, job_id: str, to: JobStatus, **values: Any) -> None:
         raise IllegalMoveError(f"Job {job_id} cannot become {to}: it is in none of {', '.join(sources)}.")
 
 
-def apply(session: Session, job_id: str, model_name: str, messages: Sequence[Message]) -> None:
-    """Turns what a child said into rows, in the order in which it was said."""
+def apply(
+    session: Session, job_id: str, model_name: str, messages: Sequence[Message], kept: Mapping[int, StoredFile]
+) -> list[str]:
+    """Turns what a child said into rows, in the order in which it was said.
+
+    Args:
+        session: Of a transaction that has proven the lease.
+        job_id: The job.
+        model_name: Its model's name.
+        messages: What was said.
+        kept: Adapters of checkpoints that are stored, by their steps.
+
+    Returns:
+        Keys of stored adapters that no row names any more.
+    """
+    stale: list[str] = []
     for message in messages:
         match message:
             case EventMessage():
@@ -49,7 +64,7 @@ def apply(session: Session, job_id: str, model_name: str, messages: Sequence[Mes
             case MetricsMessage():
                 _say_metrics(session, job_id, message)
             case CheckpointMessage():
-                _keep_checkpoint(session, job_id, model_name, message)
+                stale += keep_checkpoint(session, job_id, model_name, message, kept.get(message.step))
             case StageDoneMessage():
                 job = session.get_one(Job, job_id)
                 # A new dict: changes inside a JSON column's value go unnoticed.
@@ -61,6 +76,7 @@ def apply(session: Session, job_id: str, model_name: str, messages: Sequence[Mes
             case _:
                 # Results and failures are acted on when the child has ended; progress is not stored.
                 continue
+    return stale
 
 
 def _say_metrics(session: Session, job_id: str, metrics: MetricsMessage) -> None:
@@ -79,26 +95,6 @@ def _change_plan(session: Session, job_id: str, message: PlanMessage) -> None:
     job = session.get_one(Job, job_id)
     job.plan = message.plan.model_dump(mode="json")
     job.protection = Protection.model_validate(job.protection).with_choice().model_dump(mode="json")
-
-
-def _keep_checkpoint(session: Session, job_id: str, model_name: str, message: CheckpointMessage) -> None:
-    # An attempt that resumes before this step reaches it once more.
-    known = session.scalar(
-        select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step_number == message.step)
-    )
-    if known is not None:
-        known.metrics = message.metrics
-        return
-    session.add(
-        Checkpoint(
-            id=new_id("ftckpt_"),
-            job_id=job_id,
-            step_number=message.step,
-            model_name=f"{model_name}:ckpt-step-{message.step}",
-            metrics=message.metrics,
-        )
-    )
-    add_event(session, job_id, f"Checkpoint created at step {message.step}")
 
 
 def mark_started(session: Session, job_id: str, attempt: int, max_attempts: int) -> None:

@@ -243,7 +243,14 @@ class _Attempt:
 
     def _flush(self) -> None:
         if self._pending:
-            self._write(lambda session: self._handler.apply(session, self._pending))
+            self._handler.keep(self._folder, self._pending)
+            try:
+                self._write(lambda session: self._handler.apply(session, self._pending))
+            except LeaseLostError:
+                with self._runtime.db.transaction() as session:
+                    self._handler.drop(session)
+                raise
+            self._handler.tidy()
         self._pending = []
         self._flushed_at = time.monotonic()
 

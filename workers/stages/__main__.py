@@ -14,9 +14,12 @@ from workers.channel import Channel, StopAsked, run_child
 from workers.evaluation.errors import EvaluationFailed
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.run import METRICS_FILE
+from workers.modeling.adapters import rank_of
 from workers.modeling.loading import use_threads
 from workers.stages import evaluate, gate, package, preflight, train
+from workers.stages.checkpoints import measured_checkpoint
 from workers.stages.context import StageContext
+from workers.stages.gate import shipped_adapter
 
 STAGES: dict[str, Callable[[StageContext], dict[str, Any]]] = {
     preflight.NAME: preflight.run,
@@ -58,6 +61,7 @@ def run_job(spec: JobSpec, folder: Path, channel: Channel) -> None:
     report = Report.model_validate_json(context.report_file.read_bytes())
     if report.gate is None and decide(report, spec.gate).rules:
         raise EvaluationFailed("the gate has not decided about the model, and nothing is released without")
+    shipped = shipped_adapter(context)
     channel.send(
         JobResultMessage(
             trained_tokens=results[train.NAME]["trained_tokens"],
@@ -65,6 +69,9 @@ def run_job(spec: JobSpec, folder: Path, channel: Channel) -> None:
             adapter_sha256=results[package.NAME]["adapter_sha256"],
             report=context.report_file.name,
             step_metrics=str((context.training_dir / METRICS_FILE).relative_to(folder)),
+            base_hash=report.provenance.base_hash,
+            adapter_rank=rank_of(shipped),
+            measured_checkpoint=measured_checkpoint(context, shipped),
             gate=report.gate,
         )
     )

@@ -66,6 +66,16 @@ class StageContext:
         return self.folder / "training"
 
     @property
+    def epochs_dir(self) -> Path:
+        """Archives of the latest epochs' adapters."""
+        return self.training_dir / "epochs"
+
+    @property
+    def start_dir(self) -> Path:
+        """The adapter that training goes on from."""
+        return self.folder / "start_adapter"
+
+    @property
     def summary_file(self) -> Path:
         """contracts.evaluation.TrainingSummary of the finished training."""
         return self.training_dir / "summary.json"

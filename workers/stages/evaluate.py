@@ -74,13 +74,7 @@ def measure_adapter(context: StageContext, adapter_dir: Path, *, quiet: bool = F
         task_benchmarks=measured.tasks,
         utility=measured.utility,
         training=training,
-        provenance=provenance(
-            context.spec.base_id,
-            context.artefacts,
-            measured,
-            training_file_sha256=context.spec.training_file_sha256,
-            seed=plan.seed,
-        ),
+        provenance=_provenance(context, measured, plan.seed),
         evaluation_seconds=measured.seconds,
         decoding=measured.decoding,
         cost=cost_of(measured, training.seconds),
@@ -88,6 +82,16 @@ def measure_adapter(context: StageContext, adapter_dir: Path, *, quiet: bool = F
         data_risk=context.risk,
         risk_outcome=context.outcome,
     )
+
+
+def _provenance(context: StageContext, measured: Measured, seed: int) -> Provenance:
+    spec = context.spec
+    found = provenance(
+        spec.base_id, context.artefacts, measured, training_file_sha256=spec.training_file_sha256, seed=seed
+    )
+    if spec.start is None:
+        return found
+    return found.model_copy(update={"continued_from": spec.start.model, "start_adapter_sha256": spec.start.sha256})
 
 
 def cost_of(measured: Measured, training_seconds: float | None) -> Cost:

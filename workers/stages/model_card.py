@@ -81,8 +81,10 @@ def _what(report: Report) -> str:
     if training is None:
         return f"A LoRA adapter for `{report.provenance.base}`."
     how = with_modifiers(f"the method `{training.method.name}`", training.ema, training.merge)
+    origin = report.provenance.continued_from
+    start = "" if origin is None else f", going on from `{origin}`"
     return (
-        f"A LoRA adapter for `{report.provenance.base}`, trained with {how} on {training.num_rows} "
+        f"A LoRA adapter for `{report.provenance.base}`, trained{start} with {how} on {training.num_rows} "
         f"{training.objective.rows_are} ({training.num_epochs} epochs)."
     )
 

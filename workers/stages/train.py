@@ -8,14 +8,17 @@ from app.contracts.chat import ChatRow, PreferenceRow
 from app.contracts.modifiers import with_modifiers
 from app.contracts.progress import CheckpointMessage, EventMessage, MetricsMessage, PhaseMessage
 from app.contracts.states import JobPhase
-from workers.channel import Channel, StopAsked
+from workers.channel import StopAsked
+from workers.finetuning.backbone import Backbone
 from workers.finetuning.distributed import Ranks
 from workers.finetuning.loop import RunControl, StepMetrics
 from workers.finetuning.rows import steps_per_epoch
 from workers.finetuning.run import FinetuneResult, finetune
 from workers.modeling.loading import load
+from workers.stages.checkpoints import pack_checkpoint
 from workers.stages.context import StageContext
 from workers.stages.processes import training_processes
+from workers.stages.start import adopt_start, start_dir
 
 NAME = "train"
 METRICS_SECONDS = 2.0
@@ -23,8 +26,9 @@ METRICS_SECONDS = 2.0
 
 
 class _Reporter(RunControl):
-    def __init__(self, channel: Channel, num_steps: int) -> None:
-        self._channel = channel
+    def __init__(self, context: StageContext, num_steps: int) -> None:
+        self._context = context
+        self._channel = context.channel
         self._num_steps = num_steps
         self._sent_at = 0.0
 
@@ -44,7 +48,7 @@ class _Reporter(RunControl):
             )
         )
 
-    def on_epoch(self, metrics: StepMetrics) -> None:
+    def on_epoch(self, metrics: StepMetrics, backbone: Backbone) -> None:
         numbers = {
             "step": float(metrics.step),
             "train_loss": metrics.loss,
@@ -55,7 +59,9 @@ class _Reporter(RunControl):
                 "full_valid_loss": metrics.valid_loss,
                 "full_valid_mean_token_accuracy": metrics.valid_token_accuracy,
             }
-        self._channel.send(CheckpointMessage(step=metrics.step, metrics=numbers))
+        packed = pack_checkpoint(self._context, backbone, metrics.step)
+        archive = str(packed.path.relative_to(self._context.folder))
+        self._channel.send(CheckpointMessage(step=metrics.step, metrics=numbers, archive=archive, sha256=packed.sha256))
 
     def should_stop(self) -> bool:
         return self._channel.should_stop()
@@ -66,6 +72,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
     Raises:
         StopAsked: It was asked to stop; a checkpoint is there.
+        ArtefactMissing: The adapter to go on from was made for other weights.
     """
     context.channel.send(PhaseMessage(phase=JobPhase.TRAINING))
     plan = context.plan
@@ -81,8 +88,9 @@ def run(context: StageContext) -> dict[str, Any]:
         context.channel.say(
             f"Validating after each epoch on the first {len(validation_rows)} rows of the validation file"
         )
+    adopt_start(context)
     with training_processes(context) as ranks:
-        result = trained(context, rows, validation_rows, ranks, control=_Reporter(context.channel, num_steps))
+        result = trained(context, rows, validation_rows, ranks, control=_Reporter(context, num_steps))
     if result.summary is None:
         raise StopAsked
     for note in result.summary.notes:
@@ -111,5 +119,6 @@ def trained(
         validation_rows=validation_rows,
         control=control,
         ranks=ranks,
+        start_from=start_dir(context),
         micro_batch_divisor=spec.micro_batch_divisor,
     )

@@ -62,6 +62,7 @@ class ProofRun:
         self.memory = load_memory(base.memory_file, base.teacher_file, loaded.model)
         num_steps = self.loop.num_steps
         method.prepare(MethodContext(self.backbone, rows, chosen, base, lambda: self.memory, num_steps, objective))
+        method.begin()
         self._record(method)
 
     def step(self, number: int = 0) -> StepMetrics:

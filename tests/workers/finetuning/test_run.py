@@ -215,7 +215,7 @@ class TestControl:
         class Watch(StopAfter):
             epochs: tuple[int, ...] = ()
 
-            def on_epoch(self, metrics: object) -> None:
+            def on_epoch(self, metrics: object, backbone: object) -> None:
                 self.epochs = (*self.epochs, self.steps[-1].step)
 
         watch = Watch(1000)

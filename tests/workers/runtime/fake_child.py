@@ -32,13 +32,21 @@ def send_metrics(step: int) -> None:
     )
 
 
+def send_checkpoint(folder: Path, step: int) -> None:
+    archive = f"step-{step}.tar.gz"
+    content = f"checkpoint {step} {time.monotonic_ns()}".encode()
+    (folder / archive).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    send("checkpoint", step=step, metrics={"step": step, "train_loss": 0.1}, archive=archive, sha256=digest)
+
+
 def succeed(folder: Path, **more: object) -> None:
     spec = json.loads((folder / "spec.json").read_text())
     assert Path(spec["training_file"]).is_file()
     send("phase", phase="training")
     sys.stdout.write("a library prints this\n")
     send_metrics(30)
-    send("checkpoint", step=300, metrics={"step": 300, "train_loss": 0.1})
+    send_checkpoint(folder, 300)
     send("event", level="warn", message="2 rows were cut")
     send("stage_done", stage="train", data={"adapter": "adapter"})
     (folder / "adapter.tar.gz").write_bytes(b"adapter")
@@ -51,6 +59,8 @@ def succeed(folder: Path, **more: object) -> None:
         adapter_sha256=hashlib.sha256(b"adapter").hexdigest(),
         report="report.json",
         step_metrics="step_metrics.csv",
+        base_hash="hash of theta_safe",
+        adapter_rank=16,
         **more,
     )
 
@@ -141,6 +151,8 @@ def outside(folder: Path) -> None:
         adapter_sha256=hashlib.sha256(b"x").hexdigest(),
         report="report.json",
         step_metrics="step_metrics.csv",
+        base_hash="hash of theta_safe",
+        adapter_rank=16,
     )
 
 

@@ -5,11 +5,12 @@ Source: Kim et al. 2025, arXiv 2508.12531: theta_ema <- eta * theta_ema + (1 - e
 Idea: an average follows the training slowly and ends between the aligned base and the last state, without the last
     steps' noise. It is one more copy of the trained parameters, and training does not see it, so it combines with any
     method.
-Hooks: prepare, after_step, finish, state, load_state, counters, notes.
+Hooks: prepare, begin, after_step, finish, state, load_state, counters, notes.
 Differences: what is averaged are the trained parameters, as in the paper; here these are A and B of the adapter, each
     for itself. The product of the two averages is not the average of the products B A, which would have no low rank
     and take a copy of every weight; the two are close as long as A moves little from its random start.
-    The average starts at the adapter's start (B = 0, the aligned base), so there is no bias to correct. A fixed eta
+    The average starts where training starts, at the aligned base (B = 0) or at the adapter that training goes on from,
+    so there is no bias to correct. A fixed eta
     would ship nearly the aligned base after a short run; by default it is 1 - 5 / steps, an average over about
     the last fifth, in which the start keeps a share of e^-5 = 0.7 % at most. Up to 5 steps that is 0: the last state.
     Validation during the training measures the running state, not the average.
@@ -54,6 +55,8 @@ class ParameterAverage(Method):
         self._num_steps = context.num_steps
         self._decay = default_decay(context.num_steps) if self._config.decay is None else self._config.decay
         self._parameters = context.backbone.parameters
+
+    def begin(self) -> None:
         if self._decay > 0.0:
             self._average = {name: p.detach().clone() for name, p in self._parameters.items()}
 

@@ -6,7 +6,7 @@ Source: Huang, Hu, Ilhan, Tekin, Liu 2024, "Lisa: Lazy Safety Alignment for Larg
     arXiv 2512.10150 (Unforgotten Safety).
 Idea: turns alone drift to and fro, the more so the longer they are; the proximal term makes each give in to the other.
     No pass is added to a step.
-Hooks: prepare, memory_batch, before_gradients, parameter_penalty, state, load_state, counters, notes.
+Hooks: prepare, begin, memory_batch, before_gradients, parameter_penalty, state, load_state, counters, notes.
 Differences: the mechanics are those of the authors' code. It begins with alignment. Theta is never swapped; theta_other
     is a snapshot at the last switch (before the first: of the start). User batches of alignment steps are passed over.
     One optimizer goes through both turns. The term is over what is trained, the adapter, and off for the first tenth
@@ -66,8 +66,10 @@ class LazySafetyAlignment(MemoryMethod):
         self._num_steps = context.num_steps
         self._rows_per_step = context.plan.batch_size
         self._first_proximal = round(self._config.proximal_after * context.num_steps)
-        if self._config.rho > 0.0 and self._first_proximal < context.num_steps:
-            self._other = {name: p.detach().clone() for name, p in context.backbone.parameters.items()}
+
+    def begin(self) -> None:
+        if self._config.alignment_steps and self._config.rho > 0.0 and self._first_proximal < self._num_steps:
+            self._other = {name: p.detach().clone() for name, p in self._backbone.parameters.items()}
 
     def memory_batch(self, step: int) -> Sequence[TokenRow] | None:
         if not self._is_alignment(step):
