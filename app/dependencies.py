@@ -9,7 +9,9 @@ from starlette.concurrency import run_in_threadpool
 from app.adapters.service import AdapterService
 from app.auth.schemas import Tenant
 from app.auth.service import AuthService
+from app.catalog.deletion import ModelDeletion
 from app.catalog.service import CatalogService
+from app.checkpoints.service import CheckpointService
 from app.errors import PermissionDeniedError
 from app.estimates.service import EstimateService
 from app.evaluations.service import EvaluationService
@@ -37,6 +39,8 @@ class Services:
     evaluations: EvaluationService
     estimates: EstimateService
     catalog: CatalogService
+    model_deletion: ModelDeletion
+    checkpoints: CheckpointService
     reports: ReportService
     adapters: AdapterService
     organization: OrganizationService

@@ -9,6 +9,7 @@ from fastapi import APIRouter, FastAPI
 
 import app.adapters.endpoints
 import app.catalog.endpoints
+import app.checkpoints.endpoints
 import app.estimates.endpoints
 import app.evaluations.endpoints
 import app.files.endpoints
@@ -22,7 +23,9 @@ import app.webhooks.endpoints
 from app.adapters.service import AdapterService
 from app.auth.service import AuthService
 from app.broker import resolved_broker_url
+from app.catalog.deletion import ModelDeletion
 from app.catalog.service import CatalogService
+from app.checkpoints.service import CheckpointService
 from app.db import Database
 from app.dependencies import Services
 from app.envelope import Envelope
@@ -54,6 +57,7 @@ _ROUTERS: tuple[APIRouter, ...] = (
     app.jobs.endpoints.router,
     app.reports.endpoints.router,
     app.adapters.endpoints.router,
+    app.checkpoints.endpoints.router,
     app.preflight.endpoints.router,
     app.evaluations.endpoints.router,
     app.estimates.endpoints.router,
@@ -114,6 +118,8 @@ def build_services(
             None if price is None else Price(price, settings.price_currency),
         ),
         catalog=CatalogService(database, settings.organization),
+        model_deletion=ModelDeletion(database, storage),
+        checkpoints=CheckpointService(database, storage),
         reports=ReportService(database, storage),
         adapters=adapters,
         organization=OrganizationService(database),

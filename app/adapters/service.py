@@ -35,6 +35,8 @@ class AdapterService:
             model = catalog.get_fine_tuned_of_job(session, tenant.project_id, job_id)
         if job.error_code == FailureCode.SAFETY_GATE:
             raise PermissionDeniedError("The safety gate holds this adapter back; the job's report says why.")
+        if job.status == JobStatus.SUCCEEDED and model is None:
+            raise NotFoundError("The job's model was deleted.", param="fine_tuning_job_id", code="model_deleted")
         if job.status != JobStatus.SUCCEEDED or job.adapter_key is None:
             is_final = JobStatus(job.status).is_final
             what = (
@@ -45,8 +47,6 @@ class AdapterService:
             raise NotFoundError(
                 what, param="fine_tuning_job_id", code="no_adapter" if is_final else "adapter_not_ready"
             )
-        if model is None:
-            raise NotFoundError("The job's model was deleted.", param="fine_tuning_job_id", code="model_deleted")
         return _stored(job, job.adapter_key)
 
 

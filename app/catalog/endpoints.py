@@ -23,8 +23,8 @@ def get_model(model_id: str, tenant: TenantDep, services: ServicesDep) -> ModelO
 
 @router.delete("/models/{model_id:path}")
 def delete_model(model_id: str, tenant: TenantDep, services: ServicesDep) -> ModelDeleted:
-    """Deletes a fine-tuned model of the project."""
-    return services.catalog.delete(tenant, model_id)
+    """Deletes a fine-tuned model of the project, with its adapter and those of its checkpoints."""
+    return services.model_deletion.delete(tenant, model_id)
 
 
 @router.get("/safety/methods", tags=["Safety"])

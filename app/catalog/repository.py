@@ -30,6 +30,11 @@ def get_fine_tuned(session: Session, project_id: str, model_id: str) -> FineTune
     return session.scalars(_live(project_id).where(FineTunedModel.id == model_id)).one_or_none()
 
 
+def lock_fine_tuned(session: Session, project_id: str, model_id: str) -> FineTunedModel | None:
+    """The same, which nobody can name in a new request until the transaction ends."""
+    return session.scalars(_live(project_id).where(FineTunedModel.id == model_id).with_for_update()).one_or_none()
+
+
 def get_fine_tuned_of_job(session: Session, project_id: str, job_id: str) -> FineTunedModel | None:
     """The model that a job made unless it was deleted."""
     return session.scalars(_live(project_id).where(FineTunedModel.job_id == job_id)).one_or_none()

@@ -32,6 +32,8 @@ class ModelDeleted(BaseModel):
     id: str
     object: Literal["model"] = "model"
     deleted: bool = True
+    referenced_by: list[str] = []
+    """The project's jobs that went on from it, the newest first (the first twenty): they and their models stay."""
 
 
 class SafetyMethod(BaseModel):

@@ -7,11 +7,11 @@ from app.audit.log import OPERATOR, record
 from app.auth.schemas import Tenant
 from app.catalog import repository
 from app.catalog.methods import safety_methods
-from app.catalog.schemas import ModelDeleted, ModelList, ModelObject, SafetyMethodList
+from app.catalog.schemas import ModelList, ModelObject, SafetyMethodList
 from app.contracts.bases import CatalogueEntry, PrepareRecipe, TrainingDefaults
 from app.contracts.states import BaseStatus
-from app.db import Database, db_now
-from app.errors import NotFoundError, PermissionDeniedError
+from app.db import Database
+from app.errors import NotFoundError
 from app.models import BaseModelRow, FineTunedModel
 
 
@@ -49,19 +49,6 @@ class CatalogService:
             if tuned is None:
                 raise _missing(model_id)
             return _fine_tuned(tuned)
-
-    def delete(self, tenant: Tenant, model_id: str) -> ModelDeleted:
-        """Takes a model out of every list, and its adapter out of reach; the job's report stays."""
-        with self.database.transaction() as session:
-            tuned = repository.get_fine_tuned(session, tenant.project_id, model_id)
-            if tuned is not None:
-                tuned.deleted_at = db_now()
-                record(session, tenant.key_id, tenant.project_id, "model.deleted", model_id)
-                return ModelDeleted(id=model_id)
-            base = repository.get_base(session, model_id)
-            if base is not None and base.status == BaseStatus.READY:
-                raise PermissionDeniedError("Base models belong to the service: only fine-tuned ones can be deleted.")
-            raise _missing(model_id)
 
     def methods(self) -> SafetyMethodList:
         return SafetyMethodList(data=safety_methods())

@@ -18,8 +18,9 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 @router.post("")
 def create_evaluation(body: EvaluationCreate, tenant: TenantDep, services: ServicesDep) -> EvaluationObject:
-    """Measures an adapter beside its base, as at the end of a job: of a job that has succeeded, or uploaded with the
-    purpose `adapter`. The answer is `queued`: ask for it again until it is not."""
+    """Measures an adapter beside its base, as at the end of a job: of a job that has succeeded, of a
+    fine-tuned model or a checkpoint by its name, or uploaded with the purpose `adapter`. A checkpoint that passes the
+    gate can be downloaded from then on. The answer is `queued`: ask for it again until it is not."""
     return services.evaluations.create(tenant, body)
 
 

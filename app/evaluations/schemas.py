@@ -19,12 +19,14 @@ _gate_schema = WithJsonSchema(
 
 
 class EvaluationCreate(RequestBody):
-    """Body of POST /v1/safety/evaluations: a job's adapter, or an uploaded one with its base."""
+    """Body of POST /v1/safety/evaluations: a job's adapter, a fine-tuned model's or a checkpoint's by its name, or an
+    uploaded one with its base."""
 
     fine_tuning_job: Text | None = None
     adapter_file: Text | None = None
     model: Text | None = None
-    """The base to measure an uploaded adapter on, whatever base its own settings name."""
+    """With an uploaded adapter the base to measure it on, whatever base its own settings name; alone a fine-tuned model
+    or a checkpoint, which is measured on its own base."""
     validation_file: Text | None = None
     """Rows of the task; without it only safety and over-refusal are measured."""
     gate: Annotated[Any, _gate_schema] = None
@@ -41,6 +43,8 @@ class EvaluationObject(BaseModel):
     status: RequestStatus
     model: str
     fine_tuning_job: str | None
+    checkpoint: str | None
+    """Id of the checkpoint that is measured; of its job nothing is said, which may be another project's."""
     adapter_file: str | None
     validation_file: str | None
     gate: GatePolicy
@@ -55,7 +59,8 @@ class EvaluationObject(BaseModel):
             finished_at=None if row.finished_at is None else int(row.finished_at),
             status=RequestStatus(row.status),
             model=row.base_id,
-            fine_tuning_job=row.job_id,
+            fine_tuning_job=None if row.checkpoint_id is not None else row.job_id,
+            checkpoint=row.checkpoint_id,
             adapter_file=row.adapter_file,
             validation_file=row.validation_file,
             gate=GatePolicy.model_validate(row.gate),

@@ -1,12 +1,15 @@
 """What can be done with evaluations of adapters."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
 from app.adapters.service import AdapterService
 from app.auth.schemas import Tenant
+from app.catalog import repository as catalog
 from app.catalog.ready import ready_base
+from app.checkpoints.usable import usable_checkpoint
 from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
 from app.contracts.safety import SafetyRefused, stricter
@@ -48,7 +51,7 @@ class EvaluationService:
         Raises:
             InvalidRequestError: A parameter cannot be honoured.
             NotFoundError: There is no such model or job, or the job has no adapter.
-            PermissionDeniedError: The safety gate holds the job's adapter back.
+            PermissionDeniedError: The safety gate holds the adapter back, or the model that it is a checkpoint of.
         """
         _require_one_adapter(request)
         gate = self._gate(request.gate)
@@ -58,17 +61,19 @@ class EvaluationService:
         with self.database.transaction() as session:
             if made := made_before(session, Evaluation, _PREFIX):
                 return EvaluationObject.from_row(made)
-            base = _base(session, tenant, request)
+            subject = _subject(session, tenant, request)
             if request.adapter_file is not None:
                 checked_file(session, tenant, request.adapter_file, "adapter_file", purpose=ADAPTER)
             if request.validation_file is not None:
                 file = checked_file(session, tenant, request.validation_file, "validation_file")
+                base = session.get_one(BaseModelRow, subject.base_id)
                 require_conversations(require_readable(base, file, "validation_file").format, "validation_file")
             evaluation = Evaluation(
                 id=created_id(_PREFIX),
                 project_id=tenant.project_id,
-                base_id=base.id,
-                job_id=request.fine_tuning_job,
+                base_id=subject.base_id,
+                job_id=subject.job_id,
+                checkpoint_id=subject.checkpoint_id,
                 adapter_file=request.adapter_file,
                 validation_file=request.validation_file,
                 gate=gate.model_dump(mode="json"),
@@ -132,9 +137,21 @@ class EvaluationService:
         return row
 
 
+class _Subject(NamedTuple):
+    """Whose adapter is measured, and on which base."""
+
+    base_id: str
+    job_id: str | None
+    checkpoint_id: str | None
+
+
 def _require_one_adapter(request: EvaluationCreate) -> None:
-    if (request.fine_tuning_job is None) == (request.adapter_file is None):
-        what = "Give fine_tuning_job, or adapter_file together with model: one adapter is evaluated at a time."
+    is_none = request.fine_tuning_job is None and request.adapter_file is None and request.model is None
+    if is_none or (request.fine_tuning_job is not None and request.adapter_file is not None):
+        what = (
+            "Give fine_tuning_job, or model with the name of a fine-tuned model or a checkpoint, or adapter_file "
+            "together with model, its base: one adapter is evaluated at a time."
+        )
         raise InvalidRequestError(what, param="adapter_file")
     if request.adapter_file is not None and request.model is None:
         what = "Missing required parameter: model. Name the base that the uploaded adapter is to be measured on."
@@ -144,9 +161,18 @@ def _require_one_adapter(request: EvaluationCreate) -> None:
         raise InvalidRequestError(what, param="model", code="invalid_combination")
 
 
-def _base(session: Session, tenant: Tenant, request: EvaluationCreate) -> BaseModelRow:
+def _subject(session: Session, tenant: Tenant, request: EvaluationCreate) -> _Subject:
     if request.fine_tuning_job is not None:
         # Whatever its state: one that is being prepared anew still has what the job was trained on.
-        return session.get_one(BaseModelRow, get_job(session, tenant, request.fine_tuning_job).base_id)
+        return _Subject(get_job(session, tenant, request.fine_tuning_job).base_id, request.fine_tuning_job, None)
     assert request.model is not None, "checked before"
-    return ready_base(session, tenant, request.model)
+    if request.adapter_file is not None:
+        return _Subject(ready_base(session, tenant, request.model).id, None, None)
+    if catalog.get_base(session, request.model) is not None:
+        what = f"`{request.model}` is a base: give the adapter_file that is to be measured on it."
+        raise InvalidRequestError(what, param="adapter_file", code="missing_required_parameter")
+    tuned = catalog.get_fine_tuned(session, tenant.project_id, request.model)
+    if tuned is not None:
+        return _Subject(tuned.base_id, tuned.job_id, None)
+    checkpoint, job = usable_checkpoint(session, tenant, request.model)
+    return _Subject(job.base_id, job.id, checkpoint.id)

@@ -272,9 +272,16 @@ class CheckpointObject(BaseModel):
     step_number: int
     fine_tuning_job_id: str
     metrics: dict[str, Any]
+    adapter: dict[str, Any] | None
+    """Size and checksum of its adapter, where one is kept, and whether it can be downloaded once the job's model is
+    released: whether the gate has let out this very adapter."""
 
     @classmethod
     def from_row(cls, row: Checkpoint) -> Self:
+        adapter = None
+        if row.adapter_key is not None:
+            is_released = row.released_at is not None
+            adapter = {"bytes": row.adapter_bytes, "sha256": row.adapter_sha256, "is_released": is_released}
         return cls(
             id=row.id,
             created_at=int(row.created_at),
@@ -282,6 +289,7 @@ class CheckpointObject(BaseModel):
             step_number=row.step_number,
             fine_tuning_job_id=row.job_id,
             metrics=row.metrics,
+            adapter=adapter,
         )
 
 

@@ -10,7 +10,7 @@ from app.audit.log import record
 from app.auth.schemas import Tenant
 from app.batching import Batched
 from app.catalog import repository as catalog
-from app.catalog.ready import ready_base
+from app.checkpoints.starting import find_start
 from app.contracts.bases import PrepareRecipe, TrainingDefaults
 from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
@@ -62,8 +62,10 @@ class JobService:
         with self.database.transaction() as session:
             if made := made_before(session, Job, _PREFIX):
                 return self._object(made)
-            base = ready_base(session, tenant, request.model)
+            start = find_start(session, tenant, request.model)
+            base = start.base
             plan, shown = resolve_plan(request, TrainingDefaults.model_validate(base.training_defaults))
+            plan = start.fitted(plan)
             protection = resolve_protection(request.safety, self.gate, self.evaluation)
             recipes = {row.id: PrepareRecipe.model_validate(row.recipe) for row in catalog.list_ready_bases(session)}
             require_artefacts(plan, base.id, recipes[base.id], recipes)
@@ -91,6 +93,7 @@ class JobService:
                 status=JobStatus.QUEUED,
                 result_files=[],
                 stages={},
+                **start.columns,
             )
             session.add(job)
             session.flush()

@@ -14,7 +14,7 @@ class Checkpoint(Row):
     id: Mapped[Id]
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
     step_number: Mapped[int] = mapped_column(Integer)
-    model_name: Mapped[str] = mapped_column(String(256))
+    model_name: Mapped[str] = mapped_column(String(256), index=True)
     """The checkpoint's own name: FINE-TUNED MODEL:ckpt-step-N"""
     metrics: Mapped[JsonDict]
     adapter_key: Mapped[str | None] = mapped_column(String(256))

@@ -83,6 +83,7 @@ def upgrade() -> None:
         for column in columns:
             op.add_column(table, column)
     op.create_index("ix_work_project_state", "work", ["project_id", "state"])
+    op.create_index("ix_checkpoints_model_name", "checkpoints", ["model_name"])
     if op.get_bind().dialect.name != "sqlite":
         for table, name in _WITH_DEFAULT:
             op.alter_column(table, name, server_default=None)
@@ -100,6 +101,7 @@ def downgrade() -> None:
         op.drop_table(table)
     if op.get_bind().dialect.name != "sqlite":
         op.execute("DROP FUNCTION refuse_change_of_audit_log()")
+    op.drop_index("ix_checkpoints_model_name", "checkpoints")
     op.drop_index("ix_work_project_state", "work")
     for table, columns in reversed(_added().items()):
         for column in reversed(columns):

@@ -1,0 +1,1 @@
+"""Checkpoints of jobs: their adapters, and who may use them."""
