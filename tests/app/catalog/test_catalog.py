@@ -43,7 +43,8 @@ class TestModels:
         add_tuned(client, database)
         path = "/v1/models/" + TUNED.replace("/", "%2F")
         assert client.get(path).json()["id"] == TUNED
-        assert client.delete(path).json() == {"id": TUNED, "object": "model", "deleted": True}
+        deleted = {"id": TUNED, "object": "model", "deleted": True, "referenced_by": []}
+        assert client.delete(path).json() == deleted
 
     def test_a_deleted_model_is_gone(self, client: TestClient, base: str, database: Database) -> None:
         add_tuned(client, database)
@@ -61,12 +62,14 @@ class TestModels:
         for response in (client.get("/v1/models/raw"), client.delete("/v1/models/raw")):
             assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
 
-    def test_training_a_fine_tuned_model_further_is_refused_with_a_reason(
+    def test_training_on_from_a_model_of_an_earlier_version_is_refused_with_a_reason(
         self, client: TestClient, base: str, database: Database
     ) -> None:
+        """Its job did not write down the adapter's rank, nor what weights it is for."""
         add_tuned(client, database)
         response = client.post("/v1/fine_tuning/jobs", json={"model": TUNED, "training_file": uploaded(client)})
-        assert (response.status_code, response.json()["error"]["code"]) == (400, "unsupported")
+        assert (response.status_code, response.json()["error"]["code"]) == (400, "model_not_continuable")
+        assert "Train on `tiny-base` instead" in response.json()["error"]["message"]
 
 
 class TestMethods:

@@ -67,6 +67,7 @@ class TestCreate:
             "status": "queued",
             "model": BASE,
             "fine_tuning_job": None,
+            "checkpoint": None,
             "adapter_file": adapter,
             "validation_file": validation,
             "gate": GatePolicy().model_dump(mode="json"),

@@ -52,6 +52,7 @@ def train(
     rows: Sequence[ChatRow] | Sequence[PreferenceRow] | None = None,
     validation_rows: Sequence[ChatRow] | Sequence[PreferenceRow] = (),
     control: RunControl | None = None,
+    start_from: Path | None = None,
     micro_batch_divisor: int = 1,
 ) -> FinetuneResult:
     """`finetune` on a freshly loaded model, as a new process would do it."""
@@ -65,6 +66,7 @@ def train(
         artefacts=artefacts,
         validation_rows=validation_rows,
         control=control,
+        start_from=start_from,
         micro_batch_divisor=micro_batch_divisor,
     )
 

@@ -80,10 +80,6 @@ class TestStartFrom:
         with pytest.raises(ModelingError, match="rank and weights"):
             go_on(model_dir, tuned, tmp_path / "on", plan(NONE, lora={"rank": 8, "alpha": 16}))
 
-    def test_has_no_average(self, model_dir: Path, tuned: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no average"):
-            go_on(model_dir, tuned, tmp_path / "on", plan(NONE, ema={}))
-
 
 def corrected(model_dir: Path, artefacts: Artefacts, adapter: Path, out_dir: Path, **settings: Any) -> FinetuneResult:
     return correct(

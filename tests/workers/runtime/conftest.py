@@ -18,7 +18,7 @@ from app.contracts.protection import Protection
 from app.contracts.states import BaseStatus, JobStatus, WorkKind, WorkState
 from app.db import Database, Row, db_now
 from app.ids import new_id
-from app.models import BaseModelRow, Event, File, Job, Project, Work
+from app.models import BaseModelRow, Checkpoint, Event, File, Job, Project, Work
 from app.settings import Settings
 from app.storage import ObjectStorage
 from workers.runtime.supervisor import Runtime
@@ -171,6 +171,11 @@ class World:
     def events(self, job_id: str) -> list[Event]:
         with self.db.transaction() as session:
             return list(session.scalars(select(Event).where(Event.job_id == job_id).order_by(Event.seq)))
+
+    def checkpoints(self, job_id: str) -> list[Checkpoint]:
+        with self.db.transaction() as session:
+            query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step_number)
+            return list(session.scalars(query))
 
     def sentences(self, job_id: str) -> list[str]:
         return [event.message for event in self.events(job_id)]

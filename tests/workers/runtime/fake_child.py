@@ -65,6 +65,54 @@ def succeed(folder: Path, **more: object) -> None:
     )
 
 
+def epochs(folder: Path) -> None:
+    """Five of them, and like the real child it drops the first one's archive on the way."""
+    for step in (10, 20, 30, 40):
+        send_checkpoint(folder, step)
+        if step > 30:
+            (folder / f"step-{step - 30}.tar.gz").unlink()
+    succeed(folder, measured_checkpoint=40)
+
+
+def epochs_of_a_gated_model(folder: Path) -> None:
+    spec = json.loads((folder / "spec.json").read_text())
+    for step in (10, 20):
+        send_checkpoint(folder, step)
+    gate = {"passed": True, "released": True, "policy": spec["gate"], "rules": []}
+    succeed(folder, measured_checkpoint=300, gate=gate)
+
+
+def two_epochs_then_fail(folder: Path) -> None:
+    for step in (10, 20):
+        send_checkpoint(folder, step)
+    fail(folder)
+
+
+def an_epoch_then_die(folder: Path) -> None:
+    """In the first attempt; the next one passes the epoch again and succeeds."""
+    send_checkpoint(folder, 10)
+    if (folder / "died").exists():
+        succeed(folder)
+        return
+    (folder / "died").touch()
+    # Until the supervisor has stored it.
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def foreign_checkpoint(folder: Path) -> None:
+    (folder.parent / "secret").write_text("x")
+    digest = hashlib.sha256(b"x").hexdigest()
+    send("checkpoint", step=10, metrics={}, archive="../secret", sha256=digest)
+    succeed(folder)
+
+
+def changed_checkpoint(folder: Path) -> None:
+    (folder / "step-10.tar.gz").write_bytes(b"other")
+    send("checkpoint", step=10, metrics={}, archive="step-10.tar.gz", sha256="0" * 64)
+    succeed(folder)
+
+
 def withhold(folder: Path) -> None:
     """The gate of a job whose pre-flight has chosen plain fine-tuning does not let it go."""
     spec = json.loads((folder / "spec.json").read_text())
