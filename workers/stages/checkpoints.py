@@ -58,14 +58,23 @@ def pack_checkpoint(context: StageContext, backbone: Backbone, step: int) -> Pac
 
 
 def measured_checkpoint(context: StageContext, shipped_dir: Path) -> int | None:
-    """Step of the last checkpoint if its weights are the shipped adapter's, bit for bit."""
+    """Step of the last checkpoint if it is the shipped adapter, bit for bit.
+
+    Both files have to be the same: equal matrices with another scaling are another model, as a merge with a weight of a
+    half may leave them.
+    """
     archives = _archives(context.epochs_dir) if context.epochs_dir.is_dir() else []
     if not archives:
         return None
     with tempfile.TemporaryDirectory(dir=context.epochs_dir) as scratch:
         weights = Path(scratch) / adapters.WEIGHTS_FILE
-        AdapterArchive(archives[-1]).copy_weights(weights, max_bytes=MAX_UNPACKED_BYTES)
-        is_same = file_sha256(weights) == file_sha256(shipped_dir / adapters.WEIGHTS_FILE)
+        archive = AdapterArchive(archives[-1])
+        archive.copy_weights(weights, max_bytes=MAX_UNPACKED_BYTES)
+        config = (shipped_dir / adapters.CONFIG_FILE).read_bytes()
+        is_same = (
+            file_sha256(weights) == file_sha256(shipped_dir / adapters.WEIGHTS_FILE)
+            and archive.config(max_bytes=MAX_UNPACKED_BYTES) == config
+        )
     return _step(archives[-1]) if is_same else None
 
 
