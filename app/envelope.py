@@ -70,12 +70,15 @@ class Envelope:
         request_log.log(level, "request", status=status, seconds=round(time.monotonic() - started, 4))
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = None
+        refusal, headers = None, Headers(scope=scope)
         if "\x00" in scope["path"] or b"%00" in scope["query_string"]:
             # PostgreSQL's text cannot hold it, so no identifier of ours has one.
             refusal = 400, error_body("The URL has a NUL character.", "invalid_request_error", code="invalid_value")
+        elif headers.get("content-encoding", "identity").strip().lower() != "identity":
+            # Nothing is ever unpacked: a few bytes could become any number of them.
+            refusal = 415, error_body(_ENCODED, "invalid_request_error", code="unsupported_media_type")
         elif not self._is_unlimited(scope):
-            length = Headers(scope=scope).get("content-length", "")
+            length = headers.get("content-length", "")
             if length.isdecimal() and int(length) > MAX_BODY_BYTES:
                 refusal = 413, error_body(_TOO_LARGE, "invalid_request_error", code="too_large")
             receive = _limited(receive)
@@ -89,6 +92,7 @@ class Envelope:
         return scope["method"] == "POST" and self._unlimited_paths.fullmatch(scope["path"]) is not None
 
 
+_ENCODED = "Content-Encoding is not supported: send the body uncompressed."
 _TOO_LARGE = f"The request's body is larger than {MAX_BODY_BYTES} bytes."
 
 

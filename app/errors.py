@@ -100,14 +100,6 @@ class RequestInProgressError(ServiceError):
     headers = MappingProxyType({"retry-after": "1", "x-should-retry": "true"})
 
 
-class UnsupportedMediaTypeError(ServiceError):
-    """The body is of another kind than the endpoint takes."""
-
-    status = 415
-    type = "invalid_request_error"
-    code = "unsupported_media_type"
-
-
 class StorageUnavailableError(ServiceError):
     """Stored bytes cannot be reached; trying again later may help."""
 

@@ -43,7 +43,7 @@ _MEANINGS = {
     500: "The service failed; its log has the reason under the x-request-id.",
     503: "A part that the service needs cannot be reached: ask again.",
 }
-_ALWAYS = (400, 401, 403, 404, 413, 429, 500, 503)
+_ALWAYS = (400, 401, 403, 404, 413, 415, 429, 500, 503)
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _OBJECT_PATHS = ("/v1/files/{file_id}/content", "/v1/fine_tuning/jobs/{job_id}/adapter")
 """Where stored objects are sent as they are (see downloads.py)."""
@@ -130,8 +130,6 @@ def _complete(operation: _Operation) -> None:
 def _further_errors(operation: _Operation) -> Iterator[int]:
     if operation.method == "post":
         yield 409
-        if operation.path in _FORMS:
-            yield 415
     if operation.path in _OBJECT_PATHS:
         yield 416
     if operation.path.endswith("/report"):

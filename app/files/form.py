@@ -6,7 +6,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 
-from app.errors import InvalidRequestError, TooLargeError, UnsupportedMediaTypeError
+from app.errors import InvalidRequestError, TooLargeError
 
 FORM_OVERHEAD_BYTES = 64 * 1024
 """What a form may hold beside its file."""
@@ -159,8 +159,6 @@ class FileForm:
         self._is_complete = True
 
     def _boundary(self, headers: Headers) -> bytes:
-        if headers.get("content-encoding", "identity").strip().lower() != "identity":
-            raise UnsupportedMediaTypeError("Content-Encoding is not supported: send the form uncompressed.")
         kind, options = parse_options_header(headers.get("content-type", ""))
         boundary = options.get(b"boundary", b"")
         if kind != b"multipart/form-data" or not boundary:

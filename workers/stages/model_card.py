@@ -5,6 +5,7 @@ from typing import Any
 
 from app.contracts.evaluation import Report
 from app.contracts.modifiers import with_modifiers
+from app.rendering.escaping import escape_markdown
 from app.rendering.markdown import to_sections
 
 _USE = """```python
@@ -32,7 +33,7 @@ def model_card(report: Report, record: dict[str, Any]) -> str:
         f"base_model: {report.provenance.base}",
         "tags: [lora, safety, unforgotten]",
         "---",
-        f"# {report.model}",
+        f"# {escape_markdown(report.model)}",
         "",
         _what(report),
         "",

@@ -99,6 +99,14 @@ class TestAccepted:
         assert found["filename"] == "../../etc/päss wd.jsonl"
         assert storage.keys() == [f"files/{found['id']}"]
 
+    def test_a_name_cannot_add_to_the_header_in_which_it_is_given_back(self, client: TestClient) -> None:
+        name = "=cmd|'x'!a;b&<i>ä.html"
+        body = form(PURPOSE, (f'name="file"; filename="{name}"', chat_file()))
+        headers = client.get(f"/v1/files/{post_form(client, body).json()['id']}/content").headers
+        plain, encoded = "_cmd__x__a_b__i__.html", "%3Dcmd%7C%27x%27%21a%3Bb%26%3Ci%3E%C3%A4.html"
+        assert headers["content-disposition"] == f"attachment; filename=\"{plain}\"; filename*=UTF-8''{encoded}"
+        assert headers["x-content-type-options"] == "nosniff"
+
     def test_the_validation_tells_statistics_and_warnings(self, client: TestClient) -> None:
         data = chat_file(10) + b"\n" + chat_line(3)
         file_id = upload(client, data).json()["id"]

@@ -20,6 +20,12 @@ def test_a_card_says_what_it_is_how_to_load_it_and_what_was_measured() -> None:
     assert card.index("**Withheld.**") < card.index("## Did safety change?")
 
 
+def test_a_suffix_that_a_tenant_chose_is_shown_as_it_is() -> None:
+    name = "ft:tiny:acme:_now_-__x__:7d1f"
+    card = model_card(full_report().model_copy(update={"model": name}), RECORD)
+    assert r"# ft:tiny:acme:\_now\_-\_\_x\_\_:7d1f" in card.split("\n")
+
+
 def test_a_card_of_an_adapter_from_elsewhere_claims_no_training() -> None:
     card = model_card(plain_report(), RECORD)
     assert "A LoRA adapter for `smollm2-135m-instruct`.\n" in card
