@@ -1,11 +1,12 @@
 """What can be done with webhook endpoints."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.audit.log import record
 from app.auth.schemas import Tenant
 from app.contracts.webhooks import EventSubject, WebhookEvent, WebhookEventType
 from app.db import Database, db_now
@@ -66,6 +67,7 @@ class WebhookService:
             )
             session.add(endpoint)
             session.flush()
+            _record(session, tenant, endpoint.id, "created")
             return WebhookEndpointWithSecret.from_row(endpoint)
 
     def list(self, tenant: Tenant, *, after: str | None, limit: int) -> WebhookEndpointList:
@@ -104,12 +106,14 @@ class WebhookService:
                 setattr(endpoint, name, value)
             if changes:
                 endpoint.updated_at = _now(session)
+                _record(session, tenant, endpoint.id, "changed", dict.fromkeys(changes, True))
             return WebhookEndpointObject.from_row(endpoint)
 
     def delete(self, tenant: Tenant, endpoint_id: str) -> WebhookEndpointDeleted:
         """Raises NotFoundError where there is none. What was still to be delivered is not."""
         with self.database.transaction() as session:
             repository.delete_endpoint(session, _existing(session, tenant, endpoint_id, is_locked=True))
+            _record(session, tenant, endpoint_id, "deleted")
         return WebhookEndpointDeleted(id=endpoint_id)
 
     def rotate_secret(self, tenant: Tenant, endpoint_id: str, *, keeps_old: bool) -> WebhookEndpointWithSecret:
@@ -121,6 +125,7 @@ class WebhookService:
             endpoint.old_secret_expires_at = now + OLD_SECRET_SECONDS if keeps_old else None
             endpoint.signing_secret = new_secret()
             endpoint.updated_at = now
+            _record(session, tenant, endpoint.id, "secret_rotated", {"keeps_old": keeps_old})
             return WebhookEndpointWithSecret.from_row(endpoint)
 
     def test(self, tenant: Tenant, endpoint_id: str, event_type: str) -> WebhookTestResult:
@@ -181,6 +186,13 @@ def _existing(session: Session, tenant: Tenant, endpoint_id: str, *, is_locked: 
     if endpoint is None:
         raise NotFoundError(f"No such webhook endpoint: {endpoint_id}", param="webhook_endpoint_id")
     return endpoint
+
+
+def _record(
+    session: Session, tenant: Tenant, endpoint_id: str, done: str, data: Mapping[str, bool] | None = None
+) -> None:
+    # Not the URL: receivers know each other by what is in it.
+    record(session, tenant.key_id, tenant.project_id, f"webhook_endpoint.{done}", endpoint_id, data)
 
 
 def _now(session: Session) -> float:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive
 from app.contracts.bases import PrepareRecipe, TrainingDefaults
 from app.contracts.states import BaseStatus
 from app.db import Database
-from app.models import BaseModelRow
+from app.models import BaseModelRow, WebhookEndpoint
 from app.queue import PublishError
 
 BASE = "tiny-base"
@@ -81,6 +81,18 @@ def created_job(client: TestClient, **body: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     job: dict[str, Any] = response.json()
     return job
+
+
+def webhook_endpoint(endpoint_id: str, project_id: str) -> WebhookEndpoint:
+    """A row whose URL the service does not call."""
+    return WebhookEndpoint(
+        id=endpoint_id,
+        project_id=project_id,
+        name="hook",
+        url="https://127.0.0.1/",
+        event_types=["fine_tuning.job.succeeded"],
+        signing_secret="whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    )
 
 
 async def call_asgi(

@@ -36,7 +36,7 @@ from app.main import create_app
 from app.models import ApiKey, AuditEntry, WorkerBeat
 from app.settings import Settings
 from app.storage import ObjectStorage
-from tests.app.helpers import BASE, RecordingPublisher, add_base, created_job
+from tests.app.helpers import BASE, RecordingPublisher, add_base, created_job, webhook_endpoint
 
 LONG = "UNFORGOTTEN_FUZZ_EXAMPLES"
 NUM_EXAMPLES = int(os.environ.get(LONG, "8"))
@@ -120,12 +120,16 @@ def known(api: FastAPI, database: Database, headers: dict[str, str]) -> dict[str
     AuthService(database).create_key("umbrella")
     with database.reading() as session:
         key = session.scalars(select(ApiKey).where(ApiKey.is_admin.is_(False))).one()
+        own = session.scalars(select(ApiKey.project_id).where(ApiKey.is_admin.is_(True))).one()
+    with database.transaction() as session:
+        session.add(webhook_endpoint("wh_1", own))
     return {
         "job_id": job["id"],
         "file_id": file_id,
         "model_id": BASE,
         "upload_id": client.post("/v1/uploads", json=new_upload).json()["id"],
         "preflight_id": client.post("/v1/safety/preflight", json=body).json()["id"],
+        "endpoint_id": "wh_1",
         "project_id": key.project_id,
         "api_key_id": key.id,
         "training_file": file_id,

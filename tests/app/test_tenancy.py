@@ -19,7 +19,7 @@ from app import main
 from app.auth.service import AuthService
 from app.db import Database, db_now
 from app.models import ApiKey, Evaluation, FineTunedModel, Job, Preflight, Upload
-from tests.app.helpers import created_job
+from tests.app.helpers import created_job, webhook_endpoint
 
 
 class Access(Enum):
@@ -71,6 +71,15 @@ ROUTES: dict[str, Row] = {
     "GET /v1/safety/evaluations/{evaluation_id}": Row(),
     "GET /v1/safety/evaluations/{evaluation_id}/report": Row(),
     "GET /v1/safety/methods": Row(),
+    "POST /v1/webhook_endpoints": Row(),
+    "GET /v1/webhook_endpoints": Row(),
+    "GET /v1/webhook_endpoints/{endpoint_id}": Row(),
+    "POST /v1/webhook_endpoints/{endpoint_id}": Row(body={"name": "theirs"}),
+    "DELETE /v1/webhook_endpoints/{endpoint_id}": Row(),
+    "POST /v1/webhook_endpoints/{endpoint_id}/rotate_secret": Row(body={}),
+    "POST /v1/webhook_endpoints/{endpoint_id}/test": Row(body={"event_type": "fine_tuning.job.failed"}),
+    "GET /v1/webhook_endpoints/{endpoint_id}/deliveries": Row(),
+    "GET /v1/webhook_event_types": Row(),
     "GET /v1/models": Row(),
     "GET /v1/models/{model_id:path}": Row(),
     "DELETE /v1/models/{model_id:path}": Row(),
@@ -104,6 +113,7 @@ def theirs(client: TestClient, base: str, database: Database) -> Ids:
         session.add(Preflight(id="preflight-1", training_file=job["training_file"], **owned))
         session.add(Evaluation(id="evaluation-1", job_id=job["id"], gate={}, **owned))
         session.add(_pending_upload(project_id))
+        session.add(webhook_endpoint("wh_1", project_id))
     return {
         "file_id": job["training_file"],
         "job_id": job["id"],
@@ -111,6 +121,7 @@ def theirs(client: TestClient, base: str, database: Database) -> Ids:
         "preflight_id": "preflight-1",
         "evaluation_id": "evaluation-1",
         "upload_id": "upload-1",
+        "endpoint_id": "wh_1",
         "project_id": project_id,
         "api_key_id": key_id,
     }
@@ -209,6 +220,7 @@ def test_lists_hold_only_the_projects_own(client: TestClient, stranger: TestClie
         "/v1/fine_tuning/jobs": theirs["job_id"],
         "/v1/safety/preflight": theirs["preflight_id"],
         "/v1/safety/evaluations": theirs["evaluation_id"],
+        "/v1/webhook_endpoints": theirs["endpoint_id"],
     }
     for path, after in afters.items():
         assert len(client.get(path).json()["data"]) == 1

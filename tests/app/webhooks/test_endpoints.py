@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 
 from app.contracts.webhooks import WebhookEventType
 from app.db import Database, db_now
-from app.models import WebhookDelivery, WebhookEndpoint, Work
+from app.models import AuditEntry, WebhookDelivery, WebhookEndpoint, Work
 from app.webhooks import service
 from tests.app.helpers import created_job
 from tests.app.webhooks.conftest import MAX_ENDPOINTS
@@ -347,6 +347,24 @@ def test_secrets_are_never_logged(
     assert "/rotate_secret" in said
     assert made["signing_secret"][6:] not in said
     assert rotated["signing_secret"][6:] not in said
+
+
+def test_changes_are_in_the_audit_log_without_url_and_secret(client: TestClient, database: Database) -> None:
+    made = created(client)
+    path = f"/v1/webhook_endpoints/{made['id']}"
+    client.post(path, json={"name": "mine"})
+    client.post(path, json={"name": "other", "url": "https://8.8.8.8/"})
+    client.post(f"{path}/rotate_secret", json={"keep_old_secret_active_for_24_hours": True})
+    client.delete(path)
+    with database.reading() as session:
+        rows = session.scalars(select(AuditEntry).where(AuditEntry.subject == made["id"]).order_by(AuditEntry.seq))
+        found = [(row.action.removeprefix("webhook_endpoint."), row.data) for row in rows]
+    assert found == [
+        ("created", {}),
+        ("changed", {"name": True, "url": True}),
+        ("secret_rotated", {"keeps_old": True}),
+        ("deleted", {}),
+    ]
 
 
 def test_the_openai_client_has_every_method(ai: openai.OpenAI, receiver: Receiver) -> None:
