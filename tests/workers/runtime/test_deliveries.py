@@ -1,5 +1,7 @@
 """Messages to webhooks: signed, tried again, fenced, given up, and never in a training worker's way."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from app.db import Database
 from app.jobs import moves
 from app.models import Project, WebhookDelivery, WebhookEndpoint, Work
 from app.settings import Settings
+from app.up import environment_of
 from app.webhooks.sending import Sender
 from app.webhooks.service import WebhookService
 from app.webhooks.sweeping import KEPT_SECONDS, sweep_deliveries
@@ -231,14 +234,19 @@ class TestTriedAgain:
 
 
 class TestLeases:
-    def test_a_delivery_whose_process_was_killed_is_made_again(
-        self, world: Any, hooks: Hooks, receiver: Receiver
+    def test_a_delivery_whose_process_is_killed_is_made_again(
+        self, world: Any, hooks: Hooks, receiver: Receiver, eventually: Eventually
     ) -> None:
         hooks.add_endpoint()
         hooks.tell()
-        # The process died after the receiver's answer, before it could say so.
-        with hooks.db.transaction() as session:
-            assert claim(session, hooks.work().id, "killed", lease_seconds=60.0)
+        receiver.is_open.clear()
+        settings = world.settings.model_copy(update={"webhooks": POLICY})
+        command = (sys.executable, "-m", "workers.runtime.housekeeping")
+        with subprocess.Popen(command, env=environment_of(settings), stderr=subprocess.DEVNULL) as process:
+            eventually(lambda: receiver.num_received == 1)
+            process.kill()
+        assert hooks.work().state == WorkState.RUNNING
+        receiver.is_open.set()
         assert not hooks.deliverer.deliver_next()
         hooks.set_work(lease_expires_at=1.0)
         housekeeper = Housekeeper(world.settings, world.db, world.storage, FakeBell)
@@ -249,6 +257,9 @@ class TestLeases:
         assert hooks.pause() > 1.0
         assert hooks.attempt()
         assert (hooks.delivery().status, hooks.delivery().num_attempts) == (DeliveryStatus.DELIVERED, 2)
+        first, second = receiver.received
+        assert first.headers["webhook-id"] == second.headers["webhook-id"]
+        assert first.unwrap(SECRET) == second.unwrap(SECRET)
 
     def test_one_that_was_killed_in_every_attempt_is_given_up(self, world: Any, hooks: Hooks) -> None:
         hooks.add_endpoint()
