@@ -97,6 +97,7 @@ def build_services(
             settings.max_attempts,
             gate=settings.gate,
             evaluation=settings.evaluation,
+            limits=settings.limits,
             cancel_wait_seconds=cancel_wait_seconds,
         ),
         preflights=PreflightService(database, publisher, settings.max_attempts),

@@ -1,9 +1,11 @@
 """Bodies of requests and responses about fine-tuning jobs: OpenAI's, plus `safety`, `phase` and `plan`."""
 
+import time
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
+from app.contracts.job_progress import JobProgress
 from app.contracts.protection import AUTO, Protection
 from app.contracts.states import JobPhase, JobStatus
 from app.models import Checkpoint, Evaluation, Event, Job, Preflight
@@ -189,9 +191,13 @@ class JobObject(BaseModel):
     error: JobError | None
     seed: int
     estimated_finish: int | None = None
+    """While it runs, once there is something to go by: how fast it trains, and what came after training in the last
+    jobs on this base (without any, it is the end of training)."""
     integrations: list[Any] = []
     metadata: dict[str, str] | None
     user_provided_suffix: str | None
+    queue_position: int | None
+    """While it is queued: 1 is taken next. Projects take turns, so others' jobs that are added can be taken before."""
     phase: str | None
     """Where inside `running` the job is; `cancelling` or `pausing` once that was asked for."""
     safety: dict[str, Any]
@@ -206,7 +212,7 @@ class JobObject(BaseModel):
     """Size and checksum of the finished adapter."""
 
     @classmethod
-    def from_row(cls, row: Job, organization: str) -> Self:
+    def from_row(cls, row: Job, organization: str, queue_position: int | None = None) -> Self:
         is_final = JobStatus(row.status).is_final
         phase = _STOPPING.get(row.stop_requested or "", row.phase)
         adapter = None
@@ -229,8 +235,10 @@ class JobObject(BaseModel):
             trained_tokens=row.trained_tokens,
             error=JobError.from_row(row),
             seed=row.seed,
+            estimated_finish=_estimated_finish(row),
             metadata=row.job_metadata,
             user_provided_suffix=row.suffix,
+            queue_position=queue_position,
             phase=None if is_final else phase,
             safety=_safety(row.plan, protection),
             safety_chosen_by=protection.chosen_by,
@@ -312,6 +320,14 @@ def _method(row: Job) -> dict[str, Any]:
     # Plans that were made before there was a choice have no objective.
     name = row.plan.get("objective", {}).get("name", "supervised")
     return {"type": name, name: {"hyperparameters": row.hyperparameters}}
+
+
+def _estimated_finish(row: Job) -> int | None:
+    if row.progress is None or row.status != JobStatus.RUNNING:
+        return None
+    estimate = JobProgress.model_validate(row.progress).estimated_finish
+    # One that has passed was wrong.
+    return None if estimate is None or estimate < time.time() else round(estimate)
 
 
 def _safety(plan: dict[str, Any], protection: Protection) -> dict[str, Any]:

@@ -14,12 +14,14 @@ from app.checkpoints.starting import find_start
 from app.contracts.bases import PrepareRecipe, TrainingDefaults
 from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
+from app.contracts.limits import ProjectLimits
 from app.contracts.states import JobStatus, WorkKind
 from app.db import Database
 from app.files.service import checked_file
 from app.idempotency.created import created_id, made_before
 from app.jobs import repository
 from app.jobs.control import JobControl
+from app.jobs.line import Line
 from app.jobs.planning import resolve_plan, resolve_protection
 from app.jobs.requirements import require_artefacts, require_format, require_readable, require_sense
 from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
@@ -41,14 +43,18 @@ class JobService:
     gate: GatePolicy = field(default_factory=GatePolicy)
     """The provider's; tenants may ask for a stricter one."""
     evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
+    limits: ProjectLimits = field(default_factory=ProjectLimits)
+    """The service's, for projects without their own."""
     cancel_wait_seconds: float = 5.0
     """How long a cancellation or a pause waits for a worker to let go before it answers with the state as it is."""
+    _line: Line = field(init=False)
     _control: JobControl = field(init=False)
     _streams: EventStreams = field(init=False)
     _polls: Batched[tuple[str, str], bytes] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_polls", Batched(self._read))
+        object.__setattr__(self, "_line", Line(self.limits))
         object.__setattr__(self, "_streams", EventStreams(self.database))
         object.__setattr__(self, "_control", JobControl(self.database, self.publisher, self.cancel_wait_seconds))
 
@@ -61,7 +67,7 @@ class JobService:
         """
         with self.database.transaction() as session:
             if made := made_before(session, Job, _PREFIX):
-                return self._object(made)
+                return self._shown(session, [made])[0]
             start = find_start(session, tenant, request.model)
             base = start.base
             plan, shown = resolve_plan(request, TrainingDefaults.model_validate(base.training_defaults))
@@ -108,16 +114,17 @@ class JobService:
                 max_attempts=self.max_attempts,
                 project_id=tenant.project_id,
             )
+            answer = self._shown(session, [job])[0]
             facts = {"model": job.model, "training_file": job.training_file, "validation_file": job.validation_file}
             record(session, tenant.key_id, tenant.project_id, "job.created", job.id, facts)
-            return JobObject.from_row(job, self.organization)
+            return answer
 
     def list(
         self, tenant: Tenant, *, metadata: Mapping[str, str] | None, after: str | None, limit: int
     ) -> ListOf[JobObject]:
         with self.database.reading() as session:
             page = repository.list_page(session, tenant.project_id, metadata=metadata, after=after, limit=limit)
-        data = [JobObject.from_row(job, self.organization) for job in page.items]
+            data = list(self._shown(session, page.items))
         return ListOf[JobObject](data=data, has_more=page.has_more)
 
     async def get(self, tenant: Tenant, job_id: str) -> bytes:
@@ -134,13 +141,11 @@ class JobService:
     def _read(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], bytes]:
         """Job objects by project and id; what a project does not have is left out."""
         with self.database.reading() as session:
-            rows = repository.get_many(session, [job_id for _, job_id in keys])
-        wanted = frozenset(keys)
-        return {
-            key: JobObject.from_row(row, self.organization).model_dump_json().encode()
-            for row in rows
-            if (key := (row.project_id, row.id)) in wanted
-        }
+            wanted = frozenset(keys)
+            found = repository.get_many(session, [job_id for _, job_id in keys])
+            rows = [row for row in found if (row.project_id, row.id) in wanted]
+            shown = self._shown(session, rows)
+        return {(row.project_id, row.id): job.model_dump_json().encode() for row, job in zip(rows, shown, strict=True)}
 
     def cancel(self, tenant: Tenant, job_id: str) -> JobObject:
         """See JobControl."""
@@ -155,7 +160,13 @@ class JobService:
         return self._object(self._control.resume(partial(get_job, tenant=tenant, job_id=job_id), tenant.key_id))
 
     def _object(self, job: Job) -> JobObject:
-        return JobObject.from_row(job, self.organization)
+        with self.database.reading() as session:
+            return self._shown(session, [job])[0]
+
+    def _shown(self, session: Session, jobs: Sequence[Job]) -> Sequence[JobObject]:
+        """The queue is looked at once, and only where one of the jobs waits in it."""
+        places = self._line.positions(session, [job.id for job in jobs if job.status == JobStatus.QUEUED])
+        return [JobObject.from_row(job, self.organization, places.get(job.id)) for job in jobs]
 
     def follow(self, tenant: Tenant, job_id: str, after: str | None) -> AsyncIterator[bytes]:
         """The job's events as they come (see EventStreams); raises what its `start` raises."""

@@ -58,7 +58,7 @@ class Job(Row):
     start_base_hash: Mapped[str | None] = mapped_column(String(64))
     """Of the base's weights that it was trained on."""
     progress: Mapped[JsonDict | None]
-    """contracts.progress.JobProgress: how far training is, and when that was."""
+    """contracts.job_progress.JobProgress of the latest attempt."""
     micro_batch_divisor: Mapped[int] = mapped_column(Integer, default=1)
     """2 once memory ran out: the same batches in halves, with twice as many of them added up for a step."""
     created_at: Mapped[CreatedAt]

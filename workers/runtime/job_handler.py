@@ -61,6 +61,7 @@ class JobHandler(WorkHandler):
         self._job = job
         self._model_name = model_name(job, self._settings.organization)
         job_rows.mark_started(session, job.id, self.lease.attempt, self.lease.max_attempts)
+        job.progress = None
         if is_fresh_folder:
             # What a stage handed on are files of the folder it ran in.
             job.stages = {}

@@ -16,11 +16,12 @@ from app.contracts.progress import (
     StageDoneMessage,
 )
 from app.contracts.protection import Protection
-from app.contracts.states import JOB_MOVES, JobStatus
+from app.contracts.states import JOB_MOVES, JobPhase, JobStatus
 from app.db import db_now
 from app.jobs import moves
 from app.models import Job, add_event
 from workers.runtime.checkpoint_rows import keep_checkpoint
+from workers.runtime.job_progress import note_step, note_trained
 from workers.runtime.job_results import StoredFile
 
 
@@ -63,6 +64,7 @@ def apply(
                 add_event(session, job_id, message.message, level=message.level, kind=message.type, data=message.data)
             case MetricsMessage():
                 _say_metrics(session, job_id, message)
+                note_step(session, job_id, message)
             case CheckpointMessage():
                 stale += keep_checkpoint(session, job_id, model_name, message, kept.get(message.step))
             case StageDoneMessage():
@@ -73,6 +75,8 @@ def apply(
                 _change_plan(session, job_id, message)
             case PhaseMessage():
                 session.get_one(Job, job_id).phase = message.phase
+                if message.phase == JobPhase.EVALUATING:
+                    note_trained(session, job_id)
             case _:
                 # Results and failures are acted on when the child has ended; progress is not stored.
                 continue

@@ -1,5 +1,6 @@
 """Whose turn it is, on both databases."""
 
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from app.contracts.limits import ProjectLimits
 from app.contracts.states import JobStatus, WorkKind, WorkState
 from app.db import Database, db_now
 from app.ids import new_id
+from app.jobs.line import queue_positions
 from app.models import Project, Work
 from workers.runtime.lease import Lease, finish
 from workers.runtime.supervisor import run_next
@@ -179,3 +181,30 @@ def test_a_worker_that_ends_a_job_goes_on_with_the_next_that_its_project_may_run
     assert run_next(runtime, NEVER)
     assert not run_next(runtime, NEVER)
     assert [world.job(queued.job_id).status for queued in (first, second)] == [JobStatus.SUCCEEDED] * 2
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_position_that_jobs_show_is_the_order_in_which_they_are_taken(queue: Queue, seed: int) -> None:
+    chosen = random.Random(seed)
+    for k in range(4):
+        limits = {} if chosen.random() < 0.5 else {"max_running_jobs": chosen.randint(1, 3)}
+        queue.add_project(f"proj_{k}", priority=chosen.randint(0, 1), **limits)
+    names = iter(chr(0x4E00 + k) for k in range(100))
+    kinds = (WorkKind.FINE_TUNING_JOB, WorkKind.FINE_TUNING_JOB, WorkKind.PREFLIGHT)
+    jobs = set[str]()
+
+    def add_some() -> None:
+        for _ in range(12):
+            name, kind = next(names), chosen.choice(kinds)
+            queue.add(f"proj_{chosen.randint(0, 3)}", name, kind)
+            jobs.update({name} if kind == WorkKind.FINE_TUNING_JOB else ())
+
+    add_some()
+    for _ in range(5):
+        queue.take(ProjectLimits(max_running_jobs=4))
+    add_some()
+    with queue.db.reading() as session:
+        positions = queue_positions(session, ProjectLimits(max_running_jobs=4))
+    taken = [name for name in queue.take_all(ProjectLimits(max_running_jobs=4)) if name in jobs]
+    assert taken
+    assert sorted(positions, key=positions.__getitem__)[: len(taken)] == taken
