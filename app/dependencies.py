@@ -21,6 +21,7 @@ from app.idempotency.service import IdempotencyService
 from app.jobs.service import JobService
 from app.organization.service import OrganizationService
 from app.preflight.service import PreflightService
+from app.projects.rates import SCOPE_KEY, RequestRates
 from app.reports.service import ReportService
 from app.uploads.service import UploadService
 from app.webhooks.service import WebhookService
@@ -31,6 +32,7 @@ class Services:
     """Every feature's service, ready to use."""
 
     auth: AuthService
+    rates: RequestRates
     files: FileService
     uploads: UploadService
     idempotency: IdempotencyService
@@ -58,12 +60,22 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 async def find_tenant(request: Request, services: ServicesDep) -> Tenant:
-    """Who asks. Raises InvalidApiKeyError for nobody."""
+    """Who asks.
+
+    Raises:
+        InvalidApiKeyError: Nobody.
+        RateLimitError: The project has sent too many requests lately.
+    """
     authorization = request.headers.get("authorization")
     tenant = services.auth.remembered(authorization)
     if tenant is None:
         # In a thread only where something has to be looked up: this is on the way of every request.
         tenant = await run_in_threadpool(services.auth.authenticate, authorization)
+    # Not twice for a request that is looked at before its endpoint is.
+    if SCOPE_KEY not in request.scope and (rate := services.rates.count(tenant)):
+        request.scope[SCOPE_KEY] = rate
+        if rate.is_over:
+            raise rate.refusal()
     return tenant
 
 

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import error_body, internal_error_body
 from app.ids import new_id
+from app.projects.rates import SCOPE_KEY
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +52,8 @@ class Envelope:
                 headers["openai-version"] = API_VERSION
                 headers["openai-organization"] = self._organization
                 headers["openai-processing-ms"] = str(round((time.monotonic() - started) * 1000))
+                if rate := scope.get(SCOPE_KEY):
+                    headers.update(rate.headers())
                 headers.setdefault("x-content-type-options", "nosniff")
             await send(message)
 

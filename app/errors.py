@@ -4,6 +4,7 @@ Services raise a subclass of `ServiceError`; one handler turns it into a respons
 so a request that would fail again the same way is answered with another status.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -98,6 +99,28 @@ class RequestInProgressError(ServiceError):
     type = "invalid_request_error"
     code = "request_in_progress"
     headers = MappingProxyType({"retry-after": "1", "x-should-retry": "true"})
+
+
+class RateLimitError(ServiceError):
+    """Too many requests lately; the client is to come again when there is room for another one."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, retry_seconds: float) -> None:
+        super().__init__(message)
+        retry_ms = math.ceil(retry_seconds * 1000)
+        self.headers = {"retry-after": str(math.ceil(retry_ms / 1000)), "retry-after-ms": str(retry_ms)}
+
+
+class QuotaError(ServiceError):
+    """The project uses as much as it may. Asking again changes nothing, though SDKs would at this status."""
+
+    status = 429
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    headers = MappingProxyType({"x-should-retry": "false"})
 
 
 class StorageUnavailableError(ServiceError):

@@ -42,6 +42,7 @@ from app.logs import configure_logs
 from app.openapi import install_openapi
 from app.organization.service import OrganizationService
 from app.preflight.service import PreflightService
+from app.projects.rates import RequestRates
 from app.queue import LatePublisher, Publisher
 from app.reports.service import ReportService
 from app.schema import ensure_schema
@@ -86,7 +87,8 @@ def build_services(
     files = FileService(database, storage, limits)
     price = settings.price_per_million_tokens
     return Services(
-        auth=AuthService(database),
+        auth=AuthService(database, settings.limits),
+        rates=RequestRates(),
         files=files,
         idempotency=IdempotencyService(database),
         uploads=UploadService(database, storage, files, settings.max_upload_bytes, settings.upload_seconds),

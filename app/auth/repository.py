@@ -1,5 +1,7 @@
 """Rows of projects and keys."""
 
+from typing import Any, NamedTuple
+
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
@@ -8,14 +10,27 @@ from app.models import ApiKey, Project
 from app.pagination import Page, fetch_page
 
 
-def get_live_key(session: Session, sha256: str) -> ApiKey | None:
+class LiveKey(NamedTuple):
+    """A key that is good."""
+
+    key: ApiKey
+    limits: dict[str, Any]
+    """Its project's own."""
+
+
+def get_live_key(session: Session, sha256: str) -> LiveKey | None:
     """The key with this hash unless it is revoked or expired."""
-    query = select(ApiKey).where(
-        ApiKey.sha256 == sha256,
-        ApiKey.revoked_at.is_(None),
-        or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > db_now()),
+    query = (
+        select(ApiKey, Project.limits)
+        .join(Project, Project.id == ApiKey.project_id)
+        .where(
+            ApiKey.sha256 == sha256,
+            ApiKey.revoked_at.is_(None),
+            or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > db_now()),
+        )
     )
-    return session.scalars(query).one_or_none()
+    found = session.execute(query).one_or_none()
+    return None if found is None else LiveKey(*found)
 
 
 def get_project_by_name(session: Session, name: str) -> Project | None:

@@ -1,6 +1,8 @@
 """Who is asking."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from app.contracts.limits import ProjectLimits
 
 
 @dataclass(frozen=True)
@@ -10,3 +12,5 @@ class Tenant:
     project_id: str
     key_id: str
     is_admin: bool
+    limits: ProjectLimits = field(default_factory=ProjectLimits)
+    """The project's own, and the service's where it has none."""

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.audit.log import OPERATOR, record
 from app.auth import repository
 from app.auth.schemas import Tenant
+from app.contracts.limits import ProjectLimits
 from app.db import Database, db_now
 from app.errors import InvalidApiKeyError
 from app.ids import new_id
@@ -18,7 +19,8 @@ from app.models import ApiKey, Project
 
 KEY_PREFIX = "sk-unf-"
 REMEMBERED_SECONDS = 2.0
-"""A key that was good is taken as good for so long: revoking one takes effect after this time at the latest."""
+"""A key that was good is taken as good for so long: revoking one, or changing its project's limits, takes effect after
+this time at the latest."""
 _MOST_REMEMBERED = 10_000
 
 
@@ -49,6 +51,8 @@ class AuthService:
     """Keys of projects."""
 
     database: Database
+    limits: ProjectLimits = field(default_factory=ProjectLimits)
+    """The service's, for projects without their own."""
     _remembered: dict[str, tuple[Tenant, float]] = field(default_factory=dict)
     """By the header's hash (a core dump should not hold keys): whose it was, and until when that is believed."""
 
@@ -63,14 +67,16 @@ class AuthService:
         Raises:
             InvalidApiKeyError: There is no key in it, or none that is good.
         """
-        scheme, _, key = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        scheme, _, secret = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not secret.strip():
             raise InvalidApiKeyError("No API key: send the header `Authorization: Bearer sk-unf-...`.")
         with self.database.reading() as session:
-            found = repository.get_live_key(session, _hash(key.strip()))
+            found = repository.get_live_key(session, _hash(secret.strip()))
         if found is None:
             raise InvalidApiKeyError("This API key is not known here, expired or revoked.")
-        tenant = Tenant(project_id=found.project_id, key_id=found.id, is_admin=found.is_admin)
+        key, own = found
+        limits = ProjectLimits.model_validate(own).over(self.limits)
+        tenant = Tenant(project_id=key.project_id, key_id=key.id, is_admin=key.is_admin, limits=limits)
         if len(self._remembered) >= _MOST_REMEMBERED:
             self._remembered.clear()
         self._remembered[_hash(authorization or "")] = tenant, time.monotonic() + REMEMBERED_SECONDS

@@ -20,7 +20,7 @@ async def upload_file(request: Request, tenant: TenantDep, services: ServicesDep
     checked while it streams in; a file with bad lines is refused with a list of them, and nothing is stored. With
     `purpose=adapter` it is a LoRA adapter to evaluate: a tar.gz with adapter_config.json and
     adapter_model.safetensors, which is opened when it is evaluated."""
-    upload = await to_thread.run_sync(services.files.begin_upload, request.headers)
+    upload = await to_thread.run_sync(services.files.begin_upload, tenant, request.headers)
     try:
         async for piece in request.stream():
             if piece:

@@ -6,7 +6,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 
-from app.errors import InvalidRequestError, TooLargeError
+from app.errors import InvalidRequestError, ServiceError, TooLargeError
+from app.projects.quotas import no_room
 
 FORM_OVERHEAD_BYTES = 64 * 1024
 """What a form may hold beside its file."""
@@ -23,6 +24,7 @@ class FileForm:
         file_field: Name of the field that is the file.
         fields: Names of the others.
         max_file_bytes: The file may have.
+        room_bytes: The project may store; None: as much as it likes.
         on_file: Called with each piece of the file.
 
     Raises:
@@ -36,11 +38,14 @@ class FileForm:
         file_field: str,
         fields: tuple[str, ...] = (),
         max_file_bytes: int,
+        room_bytes: int | None = None,
         on_file: Callable[[bytes], None],
     ) -> None:
         self._file_field = file_field
         self._names = fields
-        self._max_file_bytes = max_file_bytes
+        has_less_room = room_bytes is not None and room_bytes < max_file_bytes
+        self._max_file_bytes = room_bytes if room_bytes is not None and has_less_room else max_file_bytes
+        self._has_less_room = has_less_room
         self._on_file = on_file
         boundary = self._boundary(headers)
         self.fields: dict[str, str] = {}
@@ -171,7 +176,9 @@ class FileForm:
             raise self._too_large()
         return boundary
 
-    def _too_large(self) -> TooLargeError:
+    def _too_large(self) -> ServiceError:
+        if self._has_less_room:
+            return no_room(self._max_file_bytes, self._file_field)
         what = f"The file is larger than {self._max_file_bytes} bytes."
         return TooLargeError(what, param=self._file_field, code="file_too_large")
 

@@ -76,12 +76,13 @@ def delete_expired(session: Session, *, limit: int = 100) -> list[str]:
     return list(session.scalars(gone.execution_options(synchronize_session=False)))
 
 
+def is_kept() -> ColumnElement[bool]:
+    """Whether its time is not over; it may be hidden yet."""
+    return or_(File.expires_at.is_(None), File.expires_at > db_now())
+
+
 def _live(project_id: str) -> Select[File]:
-    return select(File).where(
-        File.project_id == project_id,
-        File.status != STORING,
-        or_(File.expires_at.is_(None), File.expires_at > db_now()),
-    )
+    return select(File).where(File.project_id == project_id, File.status != STORING, is_kept())
 
 
 def _unfinished_users(file_id: str | InstrumentedAttribute[str]) -> tuple[Select[str, str], ...]:

@@ -20,6 +20,7 @@ from app.files.upload import ReceivedFile, UploadReceiver
 from app.ids import new_id
 from app.models import File
 from app.pagination import Order
+from app.projects.quotas import check_room, room_bytes
 from app.storage import ObjectStorage, file_key
 
 _STORING_SECONDS = 3600.0
@@ -47,10 +48,18 @@ class FileService:
     storage: ObjectStorage
     limits: UploadLimits
 
-    def begin_upload(self, headers: Headers) -> Upload:
-        """Raises ServiceError for what the headers alone show to be wrong."""
+    def begin_upload(self, tenant: Tenant, headers: Headers) -> Upload:
+        """Raises ServiceError for what the headers alone show to be wrong, or too much for the project's room."""
         file_id = new_id("file-")
-        return Upload(file_id, UploadReceiver(headers, self.storage, file_key(file_id), self.limits))
+        room = self.room_bytes(tenant)
+        return Upload(file_id, UploadReceiver(headers, self.storage, file_key(file_id), self.limits, room))
+
+    def room_bytes(self, tenant: Tenant) -> int | None:
+        """How much more the project may store at present; None: as much as it likes."""
+        if tenant.limits.max_stored_bytes is None:
+            return None
+        with self.database.reading() as session:
+            return room_bytes(session, tenant)
 
     def finish_upload(self, tenant: Tenant, upload: Upload) -> FileObject:
         """Stores object and row, or neither.
@@ -69,6 +78,7 @@ class FileService:
         received: ReceivedFile,
         publish: Callable[[], None],
         may_show: Callable[[Session], bool] = lambda _: True,
+        num_counted_bytes: int = 0,
     ) -> None:
         """Stores object and row, or neither.
 
@@ -81,8 +91,13 @@ class FileService:
             received: What is known of it.
             publish: Called when the row is there.
             may_show: Asked in the transaction that shows the file; where it says no, the file is taken back.
+            num_counted_bytes: Of what the project stores already, as parts of this file.
+
+        Raises:
+            QuotaError: The project may not store so much more.
         """
         with self.database.transaction() as session:
+            check_room(session, tenant, received.num_bytes - num_counted_bytes, "file")
             session.add(_hidden_row(file_id, tenant, received))
         is_shown = False
         try:

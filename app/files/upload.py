@@ -32,12 +32,15 @@ class ReceivedFile:
 class UploadReceiver:
     """Takes the body of one request in pieces; `drop` it if anything goes wrong."""
 
-    def __init__(self, headers: Headers, storage: ObjectStorage, key: str, limits: UploadLimits) -> None:
+    def __init__(
+        self, headers: Headers, storage: ObjectStorage, key: str, limits: UploadLimits, room_bytes: int | None
+    ) -> None:
         self._form = FileForm(
             headers,
             file_field="file",
             fields=_FIELDS,
             max_file_bytes=limits.max_file_bytes,
+            room_bytes=room_bytes,
             on_file=self._on_file,
         )
         self._content = ContentWriter(storage, key, limits)

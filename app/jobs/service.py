@@ -27,6 +27,7 @@ from app.jobs.requirements import require_artefacts, require_format, require_rea
 from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
 from app.jobs.streaming import EventStreams
 from app.models import Job, add_event
+from app.projects.quotas import check_new_job
 from app.queue import Publisher, enqueue
 
 _PREFIX = "ftjob-"
@@ -64,10 +65,12 @@ class JobService:
         Raises:
             InvalidRequestError: A parameter cannot be honoured.
             NotFoundError: There is no such model.
+            QuotaError: The project may have no further job now.
         """
         with self.database.transaction() as session:
             if made := made_before(session, Job, _PREFIX):
                 return self._shown(session, [made])[0]
+            check_new_job(session, tenant)
             start = find_start(session, tenant, request.model)
             base = start.base
             plan, shown = resolve_plan(request, TrainingDefaults.model_validate(base.training_defaults))

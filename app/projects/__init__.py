@@ -1,1 +1,1 @@
-"""Projects as the operator sees them."""
+"""Projects: what they use, and what they may use."""

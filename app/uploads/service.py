@@ -25,6 +25,7 @@ from app.idempotency.created import created_id, made_before
 from app.ids import new_id
 from app.models import Upload, UploadPart
 from app.pagination import Order
+from app.projects.quotas import check_room
 from app.storage import ObjectNotFoundError, ObjectStorage, file_key, upload_key
 from app.uploads import repository
 from app.uploads.schemas import PartList, PartObject, UploadComplete, UploadCreate, UploadObject
@@ -39,12 +40,17 @@ _SLACK = 2
 class PartReceiver:
     """Takes the body of one request with a part; `drop` it if anything goes wrong."""
 
-    def __init__(self, headers: Headers, storage: ObjectStorage, upload_id: str) -> None:
+    def __init__(
+        self, tenant: Tenant, headers: Headers, storage: ObjectStorage, upload_id: str, room_bytes: int | None
+    ) -> None:
+        self.tenant = tenant
         self.id = new_id("part_")
         self.upload_id = upload_id
         self.key = upload_key(upload_id, self.id)
         self._hash = hashlib.sha256()
-        self._form = FileForm(headers, file_field="data", max_file_bytes=MAX_PART_BYTES, on_file=self._on_data)
+        self._form = FileForm(
+            headers, file_field="data", max_file_bytes=MAX_PART_BYTES, room_bytes=room_bytes, on_file=self._on_data
+        )
         self._writer = storage.open_writer(self.key)
 
     def feed(self, data: bytes) -> None:
@@ -82,7 +88,7 @@ class UploadService:
     lifetime_seconds: float
 
     def create(self, tenant: Tenant, request: UploadCreate) -> UploadObject:
-        """Raises InvalidRequestError for what could never become a file here."""
+        """Raises InvalidRequestError for what could never become a file here, QuotaError for what has no room now."""
         check_purpose(request.purpose)
         check_filename(request.filename, "filename")
         after = request.expires_after
@@ -103,6 +109,7 @@ class UploadService:
         )
         with self.database.transaction() as session:
             if made_before(session, Upload, _PREFIX) is None:
+                check_room(session, tenant, request.bytes, "bytes")
                 session.add(upload)
         return self.get(tenant, upload.id)
 
@@ -130,18 +137,20 @@ class UploadService:
     def begin_part(self, tenant: Tenant, upload_id: str, headers: Headers) -> PartReceiver:
         """Raises ServiceError where the upload takes no parts, or the headers show that this is none."""
         self._pending(tenant, upload_id)
-        return PartReceiver(headers, self.storage, upload_id)
+        return PartReceiver(tenant, headers, self.storage, upload_id, self.files.room_bytes(tenant))
 
     def finish_part(self, receiver: PartReceiver) -> PartObject:
         """Keeps the part.
 
         Raises:
             InvalidRequestError: It is cut off or empty, the upload has ended meanwhile, or the parts are too many.
+            QuotaError: The project may not store so much more.
         """
         part = receiver.finish()
         try:
             with self.database.transaction() as session:
-                _check_room(session, part)
+                check_room(session, receiver.tenant, part.bytes, "data")
+                _check_parts(session, part)
                 session.add(part)
                 session.flush()
                 return PartObject.from_row(part)
@@ -179,6 +188,7 @@ class UploadService:
                 lambda session: repository.end(
                     session, upload_id, UploadStatus.COMPLETED, part_ids=request.part_ids, file_id=file_id
                 ),
+                num_counted_bytes=received.num_bytes,
             )
         except ObjectNotFoundError:
             # Somebody else has completed or cancelled it, and its parts are gone.
@@ -240,7 +250,7 @@ class UploadService:
             raise _ended(upload_id, f"is {found.status}")
 
 
-def _check_room(session: Session, part: UploadPart) -> None:
+def _check_parts(session: Session, part: UploadPart) -> None:
     """Raises InvalidRequestError where the upload takes no more parts."""
     upload = repository.lock_pending(session, part.upload_id)
     if upload is None:
