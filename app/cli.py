@@ -21,6 +21,7 @@ from app.contracts.plan import Quantisation
 from app.db import Database
 from app.errors import NotFoundError
 from app.jobs.commands import jobs_cli
+from app.projects.commands import projects_cli
 from app.projects.delete_command import delete_project
 from app.schema import upgrade
 from app.settings import Settings
@@ -36,7 +37,6 @@ cli = typer.Typer(
 )
 models_cli = typer.Typer(help="Base models: register them and prepare them for jobs.", no_args_is_help=True)
 keys_cli = typer.Typer(help="API keys of projects.", no_args_is_help=True)
-projects_cli = typer.Typer(help="Projects: what belongs to a tenant.", no_args_is_help=True)
 projects_cli.command("delete")(delete_project)
 db_cli = typer.Typer(help="The database's schema.", no_args_is_help=True)
 cli.add_typer(models_cli, name="models")

@@ -11,16 +11,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from celery import Celery, signals
+from celery.worker import state
 
 from app.broker import resolved_broker_url
 from app.contracts.states import WorkKind
 from app.contracts.tasks import WORK_QUEUE, WORK_TASK
 from app.db import Database
+from app.queue import CeleryPublisher
 from app.settings import Settings
 from app.storage import ObjectStorage
 from workers.runtime.beat import Beat
 from workers.runtime.drain import DrainPipe
+from workers.runtime.hearing import Hearing, ticking
 from workers.runtime.supervisor import Runtime, default_commands, run_next
+
+PATIENCE_SECONDS = 60.0
+"""Longer than housekeeping takes to send a lost message again."""
 
 
 class Worker:
@@ -29,17 +35,35 @@ class Worker:
     For more slots (GPUs) start more of them, each with its own CUDA_VISIBLE_DEVICES.
     """
 
-    def __init__(self, settings: Settings, commands: Mapping[WorkKind, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        commands: Mapping[WorkKind, Sequence[str]] | None = None,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         self._settings = settings
         self._commands = commands or default_commands()
         self._drain = DrainPipe()
         self._runtime: Runtime | None = None
         self.name = f"unforgotten@{socket.gethostname()}-{os.getpid()}"
-        self._beat = Beat(settings.resolved_database_url, self.name, settings.heartbeat_seconds)
         self.celery = self._make_celery()
+        hearing = Hearing(
+            settings.limits,
+            num_taken=lambda: sum(state.total_count.values()),
+            is_busy=lambda: bool(state.reserved_requests),
+            ring=lambda work_id: CeleryPublisher(resolved_broker_url(settings)).publish(work_id),
+            patience_seconds=patience_seconds,
+        )
+        self.celery.steps["consumer"].add(ticking(hearing))
+        self._beat = Beat(settings.resolved_database_url, self.name, settings.heartbeat_seconds, hearing)
 
     def run(self) -> None:
-        """Works until SIGTERM or SIGINT; then hands back what it holds and returns."""
+        """Works until SIGTERM or SIGINT; then hands back what it holds and returns.
+
+        Raises:
+            SystemExit: It did not take what waited.
+        """
         # Celery refers to signal receivers weakly: they live as long as this call.
         receivers: list[tuple[Any, Any]] = [
             (signals.worker_ready, self._on_ready),
@@ -62,6 +86,8 @@ class Worker:
             self._beat.stop()
             for sent, receiver in receivers:
                 sent.disconnect(receiver)
+            if self._beat.is_deaf:
+                raise SystemExit(1)
 
     def _make_celery(self) -> Celery:
         celery = Celery("unforgotten", broker=resolved_broker_url(self._settings), set_as_current=False)

@@ -57,6 +57,13 @@ def claim_next(db: Database, owner: str, *, lease_seconds: float, limits: Projec
     return None
 
 
+def longest_waiting(session: Session, *, seconds: float, limits: ProjectLimits) -> str | None:
+    """Work that may be taken now, and waits for so long already."""
+    found = session.execute(_next(limits.max_running_jobs or _NO_LIMIT).where(Work.available_at <= db_now() - seconds))
+    first = found.first()
+    return None if first is None else first.id
+
+
 def _next(most: int) -> Select[str, str, str | None]:
     is_within_limit = or_(
         Work.kind != WorkKind.FINE_TUNING_JOB, Project.id.is_(None), _num_running(Project.id) < _limit(most)

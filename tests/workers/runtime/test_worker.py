@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from sqlalchemy import select
 
 from app.broker import EmbeddedBroker
 from app.contracts.states import JobStatus, WorkState
+from app.contracts.tasks import WORK_QUEUE
 from app.models import WorkerBeat
 from app.queue import CeleryPublisher
 from workers.runtime.bell import BrokerBell
@@ -60,7 +63,9 @@ def broker_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @contextmanager
-def worker(world: Any, broker_url: str, scenario: str, stop_with: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+def worker(
+    world: Any, broker_url: str, scenario: str, stop_with: signal.Signals = signal.SIGTERM, **more: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Runs while the block does and is ended by the signal, after which it must be gone within 30 seconds."""
     environment = {
         **os.environ,
@@ -69,6 +74,7 @@ def worker(world: Any, broker_url: str, scenario: str, stop_with: signal.Signals
         "UNFORGOTTEN_BROKER_URL": broker_url,
         "UNFORGOTTEN_HEARTBEAT_SECONDS": "0.1",
         "UNFORGOTTEN_STOP_GRACE_SECONDS": "5",
+        **more,
     }
     log = world.settings.data_dir / "worker.log"
     with log.open("ab") as output:
@@ -76,9 +82,10 @@ def worker(world: Any, broker_url: str, scenario: str, stop_with: signal.Signals
             [sys.executable, str(WORKER), scenario], env=environment, stdout=output, stderr=output
         )
     try:
-        yield
-        process.send_signal(stop_with)
-        assert process.wait(30) in {0, -signal.SIGKILL}, log.read_text()
+        yield process
+        if process.poll() is None:
+            process.send_signal(stop_with)
+            assert process.wait(30) in {0, -signal.SIGKILL}, log.read_text()
     finally:
         process.kill()
         process.wait()
@@ -87,6 +94,12 @@ def worker(world: Any, broker_url: str, scenario: str, stop_with: signal.Signals
 def beats(world: Any) -> list[WorkerBeat]:
     with world.db.transaction() as session:
         return list(session.scalars(select(WorkerBeat)))
+
+
+def _is_left_lying(bell: BrokerBell) -> bool:
+    bell.publish("work_none")
+    time.sleep(0.3)
+    return bell.num_waiting() > 0
 
 
 class TestWorker:
@@ -144,6 +157,24 @@ class TestWorker:
             publisher.publish(queued.work_id)
             eventually(lambda: world.job(queued.job_id).status == JobStatus.SUCCEEDED)
         assert marked(queued.work_id) == []
+
+    @pytest.mark.parametrize("broker_url", ["embedded"], indirect=True)
+    def test_one_that_no_longer_consumes_says_no_more_that_it_does_and_ends(
+        self, world: Any, broker_url: str, eventually: Eventually
+    ) -> None:
+        with worker(world, broker_url, "succeed", TEST_PATIENCE_SECONDS="0.5") as process:
+            eventually(lambda: beats(world))
+            Celery(broker=broker_url, set_as_current=False).control.cancel_consumer(WORK_QUEUE)
+            bell = BrokerBell(broker_url)
+            # Its connection is there and it answers, but the queue is nobody's.
+            eventually(lambda: _is_left_lying(bell))
+            queued = world.add_job()
+            bell.publish(queued.work_id)
+            assert process.wait(30) == 1
+        assert beats(world) == []
+        assert world.job(queued.job_id).status == JobStatus.QUEUED
+        with worker(world, broker_url, "succeed"):
+            eventually(lambda: world.job(queued.job_id).status == JobStatus.SUCCEEDED)
 
     def test_comes_back_to_a_broker_that_was_restarted(
         self, world: Any, tmp_path: Path, eventually: Eventually

@@ -1,5 +1,6 @@
 """A real worker whose children are fakes: `worker_with_fakes.py SCENARIO`, settings from the environment."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,4 +10,5 @@ from workers.celery_app import Worker
 
 if __name__ == "__main__":
     fake = [sys.executable, str(Path(__file__).with_name("fake_child.py")), sys.argv[1]]
-    Worker(Settings(), dict.fromkeys(WorkKind, fake)).run()
+    patience_seconds = float(os.environ.get("TEST_PATIENCE_SECONDS", "60"))
+    Worker(Settings(), dict.fromkeys(WorkKind, fake), patience_seconds=patience_seconds).run()
