@@ -27,6 +27,7 @@ from workers.evaluation.errors import EvaluationError, JudgeUnreachable
 from workers.finetuning.errors import (
     ArtefactMissing,
     DatasetRefused,
+    DiskTooFull,
     FinetuningError,
     TrainingDiverged,
     ValidationRefused,
@@ -120,9 +121,8 @@ def failure_of(error: Exception) -> FailureMessage:
     """The failure code and sentence for an error."""
     # A stranger's file can make a message of any length.
     text = _shortened(str(error))
-    if _is_disk_full(error):
-        message = "The worker's disk is full. The provider has to free space; the job can then be created again."
-        return FailureMessage(code=FailureCode.DISK_FULL, message=message, is_retryable=True)
+    if said := _disk_full(error):
+        return FailureMessage(code=FailureCode.DISK_FULL, message=said, is_retryable=True)
     if isinstance(error, ValidationRefused):
         return FailureMessage(code=FailureCode.INVALID_VALIDATION_FILE, message=text, param="validation_file")
     if isinstance(error, DatasetRefused | InvalidChatFileError):
@@ -152,14 +152,19 @@ def failure_of(error: Exception) -> FailureMessage:
     return FailureMessage(code=FailureCode.INTERNAL_ERROR, message=message, is_retryable=isinstance(error, OSError))
 
 
-def _is_disk_full(error: BaseException | None) -> bool:
-    """Libraries wrap what the system said, some in a class of their own with nothing but a text."""
+def _disk_full(error: BaseException | None) -> str | None:
+    """What is said where the disk is full; None for other errors.
+
+    Libraries wrap what the system said, some in a class of their own with nothing but a text.
+    """
+    if isinstance(error, DiskTooFull):
+        return str(error)
     while error is not None:
         is_said = "No space left on device" in str(error) or "Disk quota exceeded" in str(error)
         if is_said or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
-            return True
+            return "The worker's disk is full. The provider has to free space; the job can then be created again."
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def _shortened(text: str) -> str:

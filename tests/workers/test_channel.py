@@ -20,6 +20,7 @@ from workers.finetuning.errors import (
     ArtefactMissing,
     CheckpointDamaged,
     DatasetRefused,
+    DiskTooFull,
     TrainingDiverged,
     ValidationRefused,
 )
@@ -121,6 +122,7 @@ class TestFailure:
             ),
             (OSError(errno.ENOSPC, "No space left on device"), FailureCode.DISK_FULL, None, True),
             (RuntimeError("I/O error: No space left on device (os error 28)"), FailureCode.DISK_FULL, None, True),
+            (DiskTooFull("1 of 2 GB"), FailureCode.DISK_FULL, None, True),
             (OSError(errno.EIO, "I/O error"), FailureCode.INTERNAL_ERROR, None, True),
             (KeyError("x"), FailureCode.INTERNAL_ERROR, None, False),
         ],

@@ -44,18 +44,17 @@ def save_checkpoint(directory: Path, state: TrainingState) -> Path:
     """
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"step-{state.next_step:08d}"
+    # Whatever processes that were killed left half-written, at this step or another: it is of no use and takes room.
+    for left in directory.glob(".*.partial"):
+        shutil.rmtree(left)
     staging = directory / f".{target.name}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
-    tensors = {f"parameters/{k}": v for k, v in state.parameters.items()}
-    tensors |= {f"optimizer/{k}": v for k, v in state.optimizer.items()}
-    tensors |= {f"method/{k}": v for k, v in state.method.items()}
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, staging / _TENSORS)
-    (staging / _STATE).write_text(json.dumps({"next_step": state.next_step, "facts": state.facts}))
-    hashes = {name: file_sha256(staging / name) for name in (_TENSORS, _STATE)}
-    (staging / _MANIFEST).write_text(json.dumps(hashes))
-    for name in (_TENSORS, _STATE, _MANIFEST, "."):
-        _sync(staging / name)
+    try:
+        _write(staging, state)
+    except BaseException:
+        # On a full disk every byte counts for the next attempt.
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     found = _complete(directory)
     for passed in (p for p in found if p.name >= target.name):
         shutil.rmtree(passed)
@@ -123,6 +122,18 @@ def restore_optimizer(
         parameter = parameters[name]
         # AdamW keeps its step count on the CPU.
         optimizer.state[parameter][key] = tensor if key == "step" else tensor.to(parameter.device)
+
+
+def _write(staging: Path, state: TrainingState) -> None:
+    tensors = {f"parameters/{k}": v for k, v in state.parameters.items()}
+    tensors |= {f"optimizer/{k}": v for k, v in state.optimizer.items()}
+    tensors |= {f"method/{k}": v for k, v in state.method.items()}
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, staging / _TENSORS)
+    (staging / _STATE).write_text(json.dumps({"next_step": state.next_step, "facts": state.facts}))
+    hashes = {name: file_sha256(staging / name) for name in (_TENSORS, _STATE)}
+    (staging / _MANIFEST).write_text(json.dumps(hashes))
+    for name in (_TENSORS, _STATE, _MANIFEST, "."):
+        _sync(staging / name)
 
 
 def _part(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -17,6 +17,10 @@ class CheckpointDamaged(FinetuningError, ValueError):
     """A checkpoint does not hold what its manifest says."""
 
 
+class DiskTooFull(FinetuningError, RuntimeError):
+    """The disk does not hold what a run will write; the message has the numbers."""
+
+
 class DatasetRefused(FinetuningError, ValueError):
     """No training is possible on these rows; the message names the row."""
 

@@ -16,6 +16,7 @@ from app.contracts.objectives import Dpo, Supervised
 from app.contracts.plan import TrainingPlan
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Backbone
+from workers.finetuning.disk import require_room
 from workers.finetuning.distributed import Ranks
 from workers.finetuning.errors import ArtefactMissing, DatasetRefused, TrainingDiverged, ValidationRefused
 from workers.finetuning.loop import LoopResult, RunControl, StepMetrics, TrainingLoop
@@ -100,6 +101,7 @@ def finetune(
         CheckpointDamaged: The checkpoints in `out_dir` cannot be continued from.
         QuantisationUnavailable: The base is not loaded with the plan's quantisation.
         ModelingError: The adapter in `start_from` is not of the plan's shape.
+        DiskTooFull: The disk would not hold the checkpoints and the adapter.
         ProcessesDiffer: The processes were not given the same, or did not come to the same.
     """
     ranks = ranks or Ranks()
@@ -130,6 +132,8 @@ def finetune(
         method.prepare(context)
         if start_from is not None:
             _start_from(backbone, start_from)
+        if ranks.is_first:
+            require_room(loop)
         method.begin()
         for given in (dataset.rows, validation):
             objective.prepare(given, is_fresh=start_from is None)
