@@ -51,7 +51,8 @@ class Worker:
         hearing = Hearing(
             settings.limits,
             num_taken=lambda: sum(state.total_count.values()),
-            is_busy=lambda: bool(state.reserved_requests),
+            # While it shuts down it is to take nothing.
+            is_busy=lambda: self._drain.is_set() or bool(state.reserved_requests),
             ring=lambda work_id: CeleryPublisher(resolved_broker_url(settings)).publish(work_id),
             patience_seconds=patience_seconds,
         )

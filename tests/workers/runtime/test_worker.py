@@ -176,6 +176,21 @@ class TestWorker:
         with worker(world, broker_url, "succeed"):
             eventually(lambda: world.job(queued.job_id).status == JobStatus.SUCCEEDED)
 
+    @pytest.mark.parametrize("broker_url", ["embedded"], indirect=True)
+    def test_one_that_works_is_not_blamed_for_what_waits(
+        self, world: Any, broker_url: str, eventually: Eventually
+    ) -> None:
+        jobs = [world.add_job() for _ in range(2)]
+        for queued in jobs:
+            BrokerBell(broker_url).publish(queued.work_id)
+        with worker(world, broker_url, "wait", TEST_PATIENCE_SECONDS="0.2") as process:
+            eventually(lambda: world.events(jobs[0].job_id)[1:])
+            since = beats(world)[0].seen_at
+            # Many times the patience.
+            eventually(lambda: process.poll() is not None or beats(world)[0].seen_at > since + 3.0)
+            assert process.poll() is None
+        assert world.job(jobs[1].job_id).status == JobStatus.QUEUED
+
     def test_comes_back_to_a_broker_that_was_restarted(
         self, world: Any, tmp_path: Path, eventually: Eventually
     ) -> None:
