@@ -18,7 +18,7 @@ from workers.finetuning.artefacts import Artefacts
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     file = tmp_path / "rows.jsonl"
-    file.write_text("".join(row.model_dump_json(exclude_none=True) + "\n" for row in short_rows(9)))
+    file.write_text("".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in short_rows(9)))
     return file
 
 

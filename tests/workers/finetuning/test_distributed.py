@@ -142,7 +142,7 @@ def test_two_gpus_make_the_adapter_that_one_makes(prepared: Artefacts, tmp_path:
 
 def test_torchrun_starts_the_command_in_several_processes(prepared: Artefacts, tmp_path: Path) -> None:
     data = tmp_path / "rows.jsonl"
-    data.write_text("".join(r.model_dump_json(exclude_none=True) + "\n" for r in short_rows(9)))
+    data.write_text("".join(r.model_dump_json(exclude_defaults=True) + "\n" for r in short_rows(9)))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "workers.finetuning"]
     options = {"--base": prepared.model_dir, "--data": data, "--out": tmp_path / "out", "--method": "none"}
     command = [sys.executable, *torchrun, *(str(part) for option in options.items() for part in option)]

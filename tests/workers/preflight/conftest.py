@@ -37,5 +37,5 @@ def numbered(rows: list[ChatRow]) -> list[tuple[int, ChatRow]]:
 
 
 def write_rows(path: Path, rows: list[ChatRow]) -> Path:
-    path.write_text("".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows))
+    path.write_text("".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in rows))
     return path

@@ -400,6 +400,7 @@ class TestPreparingABase:
         base = world.base()
         assert (base.status, base.prepared_hash, base.error) == ("ready", "0123", None)
         assert base.ready_at is not None
+        assert base.renders_tools is True
         assert world.work(work_id).state == WorkState.DONE
 
     def test_does_not_believe_in_a_folder_that_is_not_there(self, world: Any) -> None:
@@ -414,7 +415,7 @@ class TestPreparingABase:
 def base_child(status: int, prepared_hash: str) -> list[str]:
     script = (
         'print(\'{"kind": "base_status", "status": "preparing"}\')\n'
-        f'print(\'{{"kind": "base_result", "prepared_hash": "{prepared_hash}"}}\')\n'
+        f'print(\'{{"kind": "base_result", "prepared_hash": "{prepared_hash}", "renders_tools": true}}\')\n'
         f"raise SystemExit({status})"
     )
     return [sys.executable, "-c", script]

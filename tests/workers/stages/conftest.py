@@ -38,7 +38,7 @@ def prepared_dir(tiny_models: TinyModels, tmp_path_factory: pytest.TempPathFacto
 
 
 def write_rows(path: Path, rows: list[ChatRow]) -> Path:
-    path.write_text("".join(row.model_dump_json(exclude_none=True) + "\n" for row in rows))
+    path.write_text("".join(row.model_dump_json(exclude_defaults=True) + "\n" for row in rows))
     return path
 
 
