@@ -20,7 +20,7 @@ def metrics(step: int) -> MetricsMessage:
 
 def say(world: Any, job_id: str, *messages: Message) -> JobProgress:
     with world.db.transaction() as session:
-        job_rows.apply(session, job_id, "model", messages)
+        job_rows.apply(session, job_id, "model", messages, {})
     return JobProgress.model_validate(world.job(job_id).progress)
 
 
@@ -65,5 +65,5 @@ class TestProgress:
     def test_of_an_attempt_that_measures_alone_is_not_kept(self, world: Any) -> None:
         job_id = world.add_job().job_id
         with world.db.transaction() as session:
-            job_rows.apply(session, job_id, "model", [PhaseMessage(phase=JobPhase.EVALUATING)])
+            job_rows.apply(session, job_id, "model", [PhaseMessage(phase=JobPhase.EVALUATING)], {})
         assert world.job(job_id).progress is None
