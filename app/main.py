@@ -119,6 +119,8 @@ def build_services(
             TokenCounter(settings.estimate_seconds).count,
             settings.estimate_max_bytes,
             None if price is None else Price(price, settings.price_currency),
+            gate=settings.gate,
+            evaluation=settings.evaluation,
         ),
         catalog=CatalogService(database, settings.organization),
         model_deletion=ModelDeletion(database, storage),

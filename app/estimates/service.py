@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from app.auth.schemas import Tenant
-from app.catalog import repository as catalog
 from app.catalog.ready import ready_base
-from app.contracts.bases import PrepareRecipe, TrainingDefaults
 from app.contracts.counting import CountResult, CountSpec, TokenCounts
 from app.contracts.datasets import FileValidation
+from app.contracts.evaluation_plan import EvaluationPlan
+from app.contracts.gate import GatePolicy
 from app.contracts.plan import TrainingPlan
 from app.contracts.protection import AUTO
 from app.db import Database
@@ -24,9 +24,7 @@ from app.estimates.repository import MeasuredJob
 from app.estimates.schemas import EstimateObject, PreviewObject
 from app.files.purposes import FINE_TUNE
 from app.files.repository import get as get_file
-from app.files.service import checked_file
-from app.jobs.planning import resolve_plan
-from app.jobs.requirements import require_artefacts, require_format, require_readable, require_sense
+from app.jobs.admission import Admitted, admit
 from app.jobs.schemas import JobCreate
 from app.storage import ObjectNotFoundError, ObjectStorage
 
@@ -44,10 +42,7 @@ class Price(NamedTuple):
 class _Asked(NamedTuple):
     """A job that would be made."""
 
-    plan: TrainingPlan
-    hyperparameters: dict[str, Any]
-    validation: FileValidation
-    storage_key: str
+    job: Admitted
     model_dir: Path
     measured: list[MeasuredJob]
 
@@ -63,6 +58,9 @@ class EstimateService:
     max_bytes: int
     """Of a file, from its beginning: what is read of it."""
     price: Price | None
+    gate: GatePolicy = field(default_factory=GatePolicy)
+    """The provider's."""
+    evaluation: EvaluationPlan = field(default_factory=EvaluationPlan)
 
     def estimate(self, tenant: Tenant, request: JobCreate) -> EstimateObject:
         """Checks a job's body as its creation would, and says what the job would be.
@@ -73,8 +71,8 @@ class EstimateService:
             EstimatesUnavailableError: Tokens cannot be counted here.
         """
         asked = self._asked(tenant, request)
-        with self._rows(asked.storage_key, self.max_bytes) as (path, is_whole):
-            spec = CountSpec(model_dir=asked.model_dir, file=path, max_row_tokens=asked.plan.max_row_tokens)
+        with self._rows(asked.job.training_file.storage_key, self.max_bytes) as (path, is_whole):
+            spec = CountSpec(model_dir=asked.model_dir, file=path, max_row_tokens=asked.job.plan.max_row_tokens)
             found = self.count(spec)
         if found.problem is not None:
             what = f"Line {found.problem.line} cannot be trained on: {found.problem.message}"
@@ -120,20 +118,10 @@ class EstimateService:
 
     def _asked(self, tenant: Tenant, request: JobCreate) -> _Asked:
         with self.database.transaction() as session:
-            base = ready_base(session, tenant, request.model)
-            plan, shown = resolve_plan(request, TrainingDefaults.model_validate(base.training_defaults))
-            recipes = {row.id: PrepareRecipe.model_validate(row.recipe) for row in catalog.list_ready_bases(session)}
-            require_artefacts(plan, base.id, recipes[base.id], recipes)
-            file = checked_file(session, tenant, request.training_file, "training_file")
-            validation = require_readable(base, file, "training_file")
-            require_format(plan.objective.name, validation.format, "training_file")
-            require_sense(plan, recipes[base.id], validation.statistics.num_rows)
-            if request.validation_file is not None:
-                other = checked_file(session, tenant, request.validation_file, "validation_file")
-                found = require_readable(base, other, "validation_file")
-                require_format(plan.objective.name, found.format, "validation_file")
-            measured = repository.measured_jobs(session, base.id, plan.model_dump(mode="json"))
-            return _Asked(plan, shown, validation, file.storage_key, self._model_dir(base.prepared_hash), measured)
+            job = admit(session, tenant, request, self.gate, self.evaluation)
+            base = job.start.base
+            measured = repository.measured_jobs(session, base.id, job.plan.model_dump(mode="json"))
+            return _Asked(job, self._model_dir(base.prepared_hash), measured)
 
     def _model_dir(self, prepared_hash: str | None) -> Path:
         assert prepared_hash is not None, "a base is ready once it is prepared"
@@ -148,7 +136,7 @@ class EstimateService:
             raise StorageUnavailableError("The stored file is missing; tell the service's operator.") from error
 
     def _estimate(self, request: JobCreate, asked: _Asked, counts: TokenCounts, *, is_whole: bool) -> EstimateObject:
-        plan, num_rows = asked.plan, asked.validation.statistics.num_rows
+        plan, num_rows = asked.job.plan, asked.job.validation.statistics.num_rows
         scaled = partial(_scaled, num_rows=num_rows, num_counted=counts.num_rows)
         trained_tokens = scaled(counts.num_trained_tokens) * plan.num_epochs
         is_auto = request.safety is not None and request.safety.method == AUTO
@@ -159,8 +147,8 @@ class EstimateService:
             model=request.model,
             training_file=request.training_file,
             validation_file=request.validation_file,
-            format=asked.validation.format,
-            hyperparameters=asked.hyperparameters,
+            format=asked.job.validation.format,
+            hyperparameters=asked.job.hyperparameters,
             plan=plan.model_dump(mode="json"),
             num_rows=num_rows,
             num_rows_counted=counts.num_rows,

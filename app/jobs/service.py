@@ -9,21 +9,16 @@ from sqlalchemy.orm import Session
 from app.audit.log import record
 from app.auth.schemas import Tenant
 from app.batching import Batched
-from app.catalog import repository as catalog
-from app.checkpoints.starting import find_start
-from app.contracts.bases import PrepareRecipe, TrainingDefaults
 from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
 from app.contracts.limits import ProjectLimits
 from app.contracts.states import JobStatus, WorkKind
 from app.db import Database
-from app.files.service import checked_file
 from app.idempotency.created import created_id, made_before
 from app.jobs import repository
+from app.jobs.admission import admit
 from app.jobs.control import JobControl
 from app.jobs.line import Line
-from app.jobs.planning import resolve_plan, resolve_protection
-from app.jobs.requirements import require_artefacts, require_format, require_readable, require_sense
 from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
 from app.jobs.streaming import EventStreams
 from app.models import Job, add_event
@@ -71,25 +66,11 @@ class JobService:
             if made := made_before(session, Job, _PREFIX):
                 return self._shown(session, [made])[0]
             check_new_job(session, tenant)
-            start = find_start(session, tenant, request.model)
-            base = start.base
-            plan, shown = resolve_plan(request, TrainingDefaults.model_validate(base.training_defaults))
-            plan = start.fitted(plan)
-            protection = resolve_protection(request.safety, self.gate, self.evaluation)
-            recipes = {row.id: PrepareRecipe.model_validate(row.recipe) for row in catalog.list_ready_bases(session)}
-            require_artefacts(plan, base.id, recipes[base.id], recipes)
-            training_file = checked_file(session, tenant, request.training_file, "training_file")
-            found = require_readable(base, training_file, "training_file")
-            require_format(plan.objective.name, found.format, "training_file")
-            require_sense(plan, recipes[base.id], found.statistics.num_rows)
-            if request.validation_file is not None:
-                validation_file = checked_file(session, tenant, request.validation_file, "validation_file")
-                found = require_readable(base, validation_file, "validation_file")
-                require_format(plan.objective.name, found.format, "validation_file")
+            start, plan, shown, protection, *_ = admit(session, tenant, request, self.gate, self.evaluation)
             job = Job(
                 id=created_id(_PREFIX),
                 project_id=tenant.project_id,
-                base_id=base.id,
+                base_id=start.base.id,
                 model=request.model,
                 training_file=request.training_file,
                 validation_file=request.validation_file,
