@@ -64,8 +64,9 @@ class AlphaBudget(Value):
 
     budget: float = Field(gt=0.0, le=1000.0)
     """Mean divergence per replayed token that the model may have from the aligned base at the end of the training,
-    in the unit of `divergence`: nats for `kl`, squared logits (mean over the vocabulary) for `mse`. It is measured on
-    the safety memory, and the report says what was reached; short runs mostly end well below."""
+    in the unit of `divergence`: nats for `kl`, squared logits (mean over the vocabulary) for `mse`. It is measured over
+    the safety memory after the last step. A run that ends above is corrected by a few steps on memory rows alone, and
+    its update is scaled down where they are not enough: the report says so, and what was reached."""
 
 
 def _kind_of_alpha(value: object) -> str:

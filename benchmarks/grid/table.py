@@ -14,7 +14,10 @@ SCENARIO_NAMES = {"benign": "benign upload", "poison10": "10 % poisoned upload"}
 COUNTERS = (
     "der_alpha",
     "der_budget",
+    "der_divergence_trained",
     "der_divergence_final",
+    "der_correction_steps",
+    "der_update_share",
     "agem_conflicts",
     "safegrad_conflicts",
     "lwf_distance",

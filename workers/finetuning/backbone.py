@@ -170,12 +170,18 @@ class Backbone:
         return found
 
     @torch.no_grad()
-    def mean_loss(self, rows: Sequence[TokenRow], loss: RowsLoss) -> float:
-        """Mean of a loss over the rows' predicting positions, without dropout or gradient; in the hooks as above."""
+    def row_losses(self, rows: Sequence[TokenRow], loss: RowsLoss) -> list[float]:
+        """A loss of each row by itself, without dropout or gradient; in the hooks as above. No row may come twice."""
+        found = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
+        places = {row: i for i, row in enumerate(rows)}
         with self._evaluating(), packed_attention(self.model, max(len(row.ids) for row in rows)):
-            forwards = [(self.forward(cut).part(range(len(cut))).states_NH, cut) for cut in self.cuts(rows)]
-        found = sum(float(loss(states_NH, cut)) for states_NH, cut in forwards)
-        return self.total(found) / sum(len(row.positions) for row in rows)
+            for cut in self.cuts(rows):
+                states_NH = self.forward(cut).part(range(len(cut))).states_NH
+                parts = torch.split(states_NH, [len(row.positions) for row in cut])
+                for row, part_NH in zip(cut, parts, strict=True):
+                    found[places[row]] = loss(part_NH, [row])
+        self.ranks.add_up([found])
+        return found.tolist()
 
     def cross_entropy(self, states_NH: torch.Tensor, rows: Sequence[TokenRow]) -> torch.Tensor:
         """A `RowsLoss`: sum of the cross-entropies of the rows' targets."""

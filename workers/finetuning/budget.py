@@ -1,19 +1,23 @@
-"""The weight of a replay term, found while training so that the model's drift ends within a budget.
+"""The weight of a replay term, found while training so that the model's drift ends near a budget.
 
 Minimising the task's loss subject to D <= budget is a saddle point: descent on the parameters with loss + alpha * D,
 ascent on alpha with D - budget. The ascent is multiplicative here (by the relative excess), so that one setting fits
-every model and unit; the rest is about holding the bound at the last step of a run of any length:
+every model and unit. It aims; that the bound is held at the end is bound.py's part. The rest is about aiming well in a
+run of any length:
 
 - Start: alpha = 1 / budget. At the budget the term then weighs one nat, about as the task's loss does.
 - Lag: D is measured on a few rows, so it is averaged over the latest steps; an excess of that average over the aim also
   raises alpha at once, in proportion (the penalty of an augmented Lagrangian), which damps the swing of a lagging dual.
+- Rare rows: most steps draw rows that have hardly drifted, few draw one that has drifted a hundred times as far. Alpha
+  moves by the same rate both ways and in proportion to the excess, so that it rests where the mean is at the aim; a
+  slower or logarithmic way down would let every such row raise it for good.
 - Pace: a model starts at D = 0 and needs many steps to drift; an alpha lowered all the while would be far too small
   when it gets there. So alpha is lowered only where D is behind a pace: a share of the aim that grows with the square
   of the way, as drift does that nothing holds, and is whole from the middle of the run. Between pace and aim it stays.
 - End: in the last steps alpha is not lowered any more; a falling learning rate leaves no time to make up for it.
 - Margin: what is aimed at is a little below the budget, for the noise of the measurement.
-
-Tightening is faster than loosening, and both are bounded for each step and in all.
+- Limits: a step's change is bounded, and alpha too. At a high learning rate D may be above the budget whatever alpha
+  is, for steps are too long; the term alone would then be trained on, and go on to be when the rate has fallen.
 """
 
 import math
@@ -29,14 +33,14 @@ HELD_FROM = 0.85
 """Share of the steps after which alpha is not lowered any more."""
 SMOOTHED_STEPS = (2.0, 8.0)
 """Reach of the average: a tenth of the run, within these."""
-TIGHTEN, LOOSEN = 0.05, 0.02
-"""Change of log(alpha) in a step, for each unit of relative excess over the aim, and of log(pace / D)..."""
-TIGHTEN_IN_ALL, LOOSEN_IN_ALL, FASTEST = 4.0, 2.0, 0.3
-"""... or, in runs so short that they come to less than this over all steps, that much; up to the last in a step."""
+RATE = 0.05
+"""Change of log(alpha) in a step, for each unit of relative excess over the aim, or of what is missing to the pace;"""
+RATE_IN_ALL, FASTEST = 4.0, 0.3
+"""in runs so short that it comes to less than the first over all steps, that much; up to the second in a step."""
 MOST = 2.0
-"""Units of either that count."""
-RANGE = 1e3
-"""How far alpha may go from its start, as a factor up and down."""
+"""Units of excess that count."""
+HIGHEST, LOWEST = 30.0, 1e3
+"""How far alpha may go from its start, as factors up and down. At the upper end the whole budget weighs 30 nats."""
 
 
 class BudgetedWeight:
@@ -47,8 +51,7 @@ class BudgetedWeight:
         self._num_steps = num_steps
         shortest, longest = SMOOTHED_STEPS
         self._kept = 1.0 - 1.0 / max(shortest, min(longest, num_steps / 10))
-        self._tighten = min(FASTEST, max(TIGHTEN, TIGHTEN_IN_ALL / num_steps))
-        self._loosen = min(FASTEST, max(LOOSEN, LOOSEN_IN_ALL / num_steps))
+        self._rate = min(FASTEST, max(RATE, RATE_IN_ALL / num_steps))
         self._start = self._log_alpha = -math.log(budget)
         # Sums over the past in which each step counts less than the next one: of divergences, of paces, of tokens.
         # Their ratios are averages without a bias towards the start.
@@ -72,12 +75,11 @@ class BudgetedWeight:
         self._tokens = self._kept * self._tokens + tokens
         change = 0.0
         if self._excess > 0.0:
-            change = self._tighten * min(MOST, self._excess)
+            change = self._rate * min(MOST, self._excess)
         elif self._divergence < self._pace and step < HELD_FROM * self._num_steps:
-            behind = math.log(self._pace / self._divergence) if self._divergence > 0.0 else MOST
-            change = -self._loosen * min(MOST, behind)
-        reach = math.log(RANGE)
-        self._log_alpha = min(self._start + reach, max(self._start - reach, self._log_alpha + change))
+            change = self._rate * (self._divergence / self._pace - 1.0)
+        highest, lowest = self._start + math.log(HIGHEST), self._start - math.log(LOWEST)
+        self._log_alpha = min(highest, max(lowest, self._log_alpha + change))
 
     def state(self) -> torch.Tensor:
         """What must survive a checkpoint: float64 [4]."""

@@ -90,12 +90,12 @@ class ProofRun:
 
     def logits(self, rows: Sequence[TokenRow]) -> torch.Tensor:
         """Full logits at the predicting positions, each row alone, without packing."""
-        return _logits(self.backbone.model, rows)
+        return logits_of(self.backbone.model, rows)
 
     def teacher_logits(self, rows: Sequence[TokenRow]) -> torch.Tensor:
         """The same of the base as it was loaded, which never had an adapter."""
         with torch.no_grad():
-            return _logits(self.base, rows)
+            return logits_of(self.base, rows)
 
     def targets(self, rows: Sequence[TokenRow]) -> torch.Tensor:
         return torch.tensor([t for r in rows for t in r.targets])
@@ -130,5 +130,6 @@ def kl(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return F.kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="sum")
 
 
-def _logits(model: PreTrainedModel, rows: Sequence[TokenRow]) -> torch.Tensor:
+def logits_of(model: PreTrainedModel, rows: Sequence[TokenRow]) -> torch.Tensor:
+    """Full logits at the predicting positions, each row alone, without packing."""
     return torch.cat([model(input_ids=torch.tensor([r.ids])).logits[0, list(r.positions)] for r in rows])
