@@ -4,8 +4,8 @@ Source: shares of an update as in WiSE-FT (Wortsman et al. 2022, arXiv 2109.0190
 Idea: a weight in the loss can only aim at a bound. In a run of few steps every row of the memory is seen about once,
     and no weight, however large, gets the few rows that have drifted far back in time. So the loss is measured at the
     end, over the memory and not over the latest steps, and where it is above the bound, two things follow:
-    1. Correction: a few steps on the rows that have drifted most and on nothing else, with the run's last learning
-       rate. It is measured anew after each round, and goes on while it helps.
+    1. Correction: a few steps on the rows that have drifted most and on nothing else. It is measured anew after each
+       round, and goes on while it helps.
     2. Scaling: the largest share of the update that is within the bound, by bisection. At a share of 0 the model is the
        aligned base, whose loss is 0, so that there always is one.
     The first costs the task little and may not be enough; the second always is, and takes from the task as well.
@@ -28,8 +28,9 @@ ROUNDS = 3
 STEPS = 8
 """Of a round."""
 ROWS_PER_STEP = 8
-RATE = 0.1
-"""Of the run's highest learning rate: what its last steps have."""
+RATE = 0.3
+"""Learning rate of corrections, as a share of the run's highest. On SmolLM2-135M, after a run at a weight of 10, a
+round took the drift on half of the memory from 0.153 to 0.069; at 0.1 to two thirds, and at 0.8 it did not help."""
 
 
 class Held(NamedTuple):
