@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from app.audit.log import record
 from app.auth.schemas import Tenant
 from app.checkpoints import repository
 from app.checkpoints.schemas import PermissionDeleted, PermissionList, PermissionsCreate
@@ -69,6 +70,9 @@ class CheckpointService:
                         id=new_id("cp_"), checkpoint_id=checkpoint.id, project_id=project_id
                     )
                     session.add(rows[project_id])
+                    record(
+                        session, tenant.key_id, tenant.project_id, "checkpoint.shared", name, {"project_id": project_id}
+                    )
             session.flush()
             return PermissionList.of([rows[project_id] for project_id in project_ids])
 
@@ -94,6 +98,9 @@ class CheckpointService:
             checkpoint = _administered(session, tenant, name)
             if not repository.delete_permission(session, checkpoint.id, permission_id):
                 raise NotFoundError(f"The checkpoint has no permission {permission_id}.", param="permission_id")
+            record(
+                session, tenant.key_id, tenant.project_id, "checkpoint.unshared", name, {"permission": permission_id}
+            )
         return PermissionDeleted(id=permission_id)
 
 

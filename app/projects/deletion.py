@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Select, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from app.audit.log import OPERATOR, record
 from app.auth.service import REMEMBERED_SECONDS
 from app.contracts.states import FINAL_JOB_STATUSES, FINAL_REQUEST_STATUSES
 from app.db import Database, Row, db_now
@@ -68,7 +69,9 @@ class ProjectDeletion:
             _lock(session, name)
             _require_idle(session, project_id)
             num_continued = len(_going_on(session, project_id))
-            return Removed(len(keys), _delete_rows(session, project_id), num_continued)
+            removed = Removed(len(keys), _delete_rows(session, project_id), num_continued)
+            record(session, OPERATOR, project_id, "project.deleted", project_id, {"name": name})
+            return removed
 
     def _close(self, name: str) -> str:
         """Revokes the project's keys if nothing is unfinished; its id."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.audit.log import OPERATOR, record
 from app.contracts.limits import ProjectLimits
 from app.db import Database
 from app.errors import NotFoundError
@@ -64,12 +65,15 @@ class ProjectOperations:
             project = _find(session, name, to_change=True)
             own = ProjectLimits.model_validate({**project.limits, **changes})
             project.limits = own.model_dump(exclude_none=True)
+            record(session, OPERATOR, project.id, "project.limits_changed", project.id, project.limits)
             return self._operated(session, project)
 
     def change_priority(self, name: str, priority: int) -> None:
         """Of work that waits already, too. Raises NotFoundError where there is no project of this name."""
         with self.database.transaction() as session:
-            _find(session, name, to_change=True).priority = priority
+            project = _find(session, name, to_change=True)
+            project.priority = priority
+            record(session, OPERATOR, project.id, "project.priority_changed", project.id, {"priority": priority})
 
     def _operated(self, session: Session, project: Project) -> OperatedProject:
         use = Use(

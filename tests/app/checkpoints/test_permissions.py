@@ -11,7 +11,7 @@ from sqlalchemy import select
 
 from app.auth.service import AuthService
 from app.db import Database
-from app.models import CheckpointPermission, Project
+from app.models import AuditEntry, CheckpointPermission, Project
 from app.storage import ObjectStorage
 from tests.app.finished import Finished, finish
 from tests.app.helpers import created_job, uploaded
@@ -91,6 +91,11 @@ class TestUnmodifiedClient:
         with pytest.raises(openai.NotFoundError):
             permissions.delete(made.data[0].id, fine_tuned_model_checkpoint=name)
         assert len(permissions.list(name).data) == 2
+        with database.reading() as session:
+            entries = session.scalars(select(AuditEntry).where(AuditEntry.subject == name).order_by(AuditEntry.seq))
+            logged = [(entry.action, entry.data) for entry in entries]
+        shared = [("checkpoint.shared", {"project_id": project_id}) for project_id in ids]
+        assert logged == [*shared, ("checkpoint.unshared", {"permission": made.data[0].id})]
 
 
 class TestSharing:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from app.auth.service import AuthService
 from app.cli import cli
 from app.db import Database
-from app.models import File, Project
+from app.models import AuditEntry, File, Project
 from app.settings import Settings
 
 
@@ -113,3 +113,15 @@ def test_help_tells_units_and_what_default_means(run: Callable[..., Any]) -> Non
     told = " ".join(run("limits", "--help").stdout.replace("│", " ").split())
     for words in ("in bytes", "last 24 hours", "each process of the API", "`default` for the service's own"):
         assert words in told
+
+
+def test_changes_are_in_the_audit_log(run: Callable[..., Any], here: Database) -> None:
+    run("limits", "acme", "--max-running-jobs", "2")
+    run("priority", "acme", "3")
+    with here.reading() as session:
+        entries = session.scalars(select(AuditEntry).where(AuditEntry.action.like("project.%_changed")))
+        found = {entry.action: entry.data for entry in entries}
+    assert found == {
+        "project.limits_changed": {"max_running_jobs": 2},
+        "project.priority_changed": {"priority": 3},
+    }

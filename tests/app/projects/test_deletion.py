@@ -84,7 +84,7 @@ class TestDeletion:
         removed = delete(database, storage)
         assert (storage.keys(), removed.num_objects) == ([], num_objects)
         left = {name: number for name, number in counts(database).items() if number}
-        assert set(left) == {"base_models", "work"}
+        assert set(left) == {"audit_log", "base_models", "work"}
         assert removed.num_rows["checkpoints"] == 4
         assert (removed.num_rows["uploads"], removed.num_rows["upload_parts"]) == (1, 1)
 

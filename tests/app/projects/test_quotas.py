@@ -243,7 +243,7 @@ class TestStoredBytes:
 
         assert stored() == num_file_bytes + 5000 + 300
         assert client.delete("/v1/models/ft:1").status_code == 200
-        assert stored() == num_file_bytes + 300
+        assert stored() == num_file_bytes
 
     def test_files_whose_time_is_over_do_not_count(self, client: TestClient, database: Database) -> None:
         limit(database, max_stored_bytes=len(DATA))
