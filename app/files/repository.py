@@ -52,6 +52,13 @@ def unfinished_user_of(session: Session, file_id: str) -> User | None:
     return None
 
 
+def jobs_naming(session: Session, project_id: str, file_id: str, *, limit: int) -> list[str]:
+    """Ids of the project's jobs that were given the file, the newest first."""
+    names_it = or_(Job.training_file == file_id, Job.validation_file == file_id)
+    query = select(Job.id).where(Job.project_id == project_id, names_it)
+    return list(session.scalars(query.order_by(Job.created_at.desc(), Job.id).limit(limit)))
+
+
 def show(session: Session, file_id: str, expires_after_seconds: int | None) -> File:
     """The hidden file, for all to see now that its object is there."""
     row = session.get_one(File, file_id, with_for_update=True)

@@ -50,3 +50,5 @@ class FileDeleted(BaseModel):
     id: str
     object: Literal["file"] = "file"
     deleted: bool = True
+    referenced_by: list[str] = []
+    """The project's jobs that were given it, the newest first (the first twenty): they and their models stay."""

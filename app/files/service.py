@@ -23,6 +23,7 @@ from app.pagination import Order
 from app.projects.quotas import check_room, room_bytes
 from app.storage import ObjectStorage, file_key
 
+_MOST_NAMED = 20
 _STORING_SECONDS = 3600.0
 """Far more than it takes to make an object visible whose bytes have all been sent."""
 _MEDIA_TYPES = {
@@ -137,11 +138,12 @@ class FileService:
             if user is not None:
                 what = f"The file is used by {user.id}, which is {user.status}. Wait for its end, or cancel a job."
                 raise InvalidRequestError(what, param="file_id", code="file_in_use")
+            jobs = repository.jobs_naming(session, tenant.project_id, file_id, limit=_MOST_NAMED)
             session.delete(row)
             record(session, tenant.key_id, tenant.project_id, "file.deleted", file_id)
         # After the commit: an object without a row is only waste, a row without its object would be a broken file.
         self.storage.delete(row.storage_key)
-        return FileDeleted(id=file_id)
+        return FileDeleted(id=file_id, referenced_by=jobs)
 
     def content(self, tenant: Tenant, file_id: str) -> StoredObject:
         row = self._row(tenant, file_id)

@@ -105,7 +105,8 @@ class TestContent:
 class TestDelete:
     def test_row_and_object_are_gone(self, client: TestClient, storage: ObjectStorage) -> None:
         file_id = uploaded(client)
-        assert client.delete(f"/v1/files/{file_id}").json() == {"id": file_id, "object": "file", "deleted": True}
+        gone = {"id": file_id, "object": "file", "deleted": True, "referenced_by": []}
+        assert client.delete(f"/v1/files/{file_id}").json() == gone
         assert client.get(f"/v1/files/{file_id}").status_code == 404
         assert client.delete(f"/v1/files/{file_id}").status_code == 404
         assert storage.keys() == []
@@ -119,7 +120,7 @@ class TestDelete:
         assert error["code"] == "file_in_use"
         assert job["id"] in error["message"]
         client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
-        assert client.delete(path).status_code == 200
+        assert client.delete(path).json()["referenced_by"] == [job["id"]]
         assert client.get(f"/v1/fine_tuning/jobs/{job['id']}").json()["training_file"] == job["training_file"]
 
 
