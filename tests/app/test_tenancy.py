@@ -18,7 +18,7 @@ from sqlalchemy import select
 from app import main
 from app.auth.service import AuthService
 from app.db import Database, db_now
-from app.models import ApiKey, Evaluation, FineTunedModel, Job, Preflight, Upload
+from app.models import ApiKey, Checkpoint, CheckpointPermission, Evaluation, FineTunedModel, Job, Preflight, Upload
 from tests.app.helpers import created_job, webhook_endpoint
 
 
@@ -34,6 +34,8 @@ class Row(NamedTuple):
     access: Access = Access.PROJECT
     body: dict[str, Any] | None = None
     """Of routes that look at the body first."""
+    query: str = ""
+    """Of routes that look at it first."""
 
 
 PUBLIC, ADMIN = Row(Access.PUBLIC), Row(Access.ADMIN)
@@ -47,6 +49,7 @@ ROUTES: dict[str, Row] = {
     "DELETE /v1/files/{file_id}": Row(),
     "GET /v1/files/{file_id}/content": Row(),
     "GET /v1/files/{file_id}/validation": Row(),
+    "GET /v1/files/{file_id}/preview": Row(query="?model=tiny-base"),
     "POST /v1/uploads": Row(),
     "GET /v1/uploads/{upload_id}": Row(),
     "GET /v1/uploads/{upload_id}/parts": Row(),
@@ -63,6 +66,11 @@ ROUTES: dict[str, Row] = {
     "GET /v1/fine_tuning/jobs/{job_id}/checkpoints": Row(),
     "GET /v1/fine_tuning/jobs/{job_id}/report": Row(),
     "GET /v1/fine_tuning/jobs/{job_id}/adapter": Row(),
+    "POST /v1/fine_tuning/estimate": Row(),
+    "GET /v1/fine_tuning/checkpoints/{name:path}/adapter": Row(),
+    "GET /v1/fine_tuning/checkpoints/{name:path}/permissions": Row(),
+    "POST /v1/fine_tuning/checkpoints/{name:path}/permissions": Row(body={"project_ids": ["proj_1"]}),
+    "DELETE /v1/fine_tuning/checkpoints/{name:path}/permissions/{permission_id}": Row(),
     "POST /v1/safety/preflight": Row(),
     "GET /v1/safety/preflight": Row(),
     "GET /v1/safety/preflight/{preflight_id}": Row(),
@@ -94,6 +102,7 @@ ROUTES: dict[str, Row] = {
 }
 
 Ids = dict[str, str]
+CHECKPOINT = "ft:tiny-base:unforgotten:mine:def:ckpt-step-4"
 
 
 def rows_of(access: Access, *, with_id: bool | None = None) -> list[str]:
@@ -113,11 +122,17 @@ def theirs(client: TestClient, base: str, database: Database) -> Ids:
         session.add(Preflight(id="preflight-1", training_file=job["training_file"], **owned))
         session.add(Evaluation(id="evaluation-1", job_id=job["id"], gate={}, **owned))
         session.add(_pending_upload(project_id))
+        checkpoint = Checkpoint(id="ftckpt_1", job_id=job["id"], step_number=4, model_name=CHECKPOINT, metrics={})
+        session.add(checkpoint)
+        session.flush()
+        session.add(CheckpointPermission(id="cp_abcdef", checkpoint_id="ftckpt_1", project_id=project_id))
         session.add(webhook_endpoint("wh_1", project_id))
     return {
         "file_id": job["training_file"],
         "job_id": job["id"],
         "model_id": model,
+        "name": CHECKPOINT,
+        "permission_id": "cp_abcdef",
         "preflight_id": "preflight-1",
         "evaluation_id": "evaluation-1",
         "upload_id": "upload-1",
@@ -129,12 +144,13 @@ def theirs(client: TestClient, base: str, database: Database) -> Ids:
 
 def never(theirs: Ids) -> Ids:
     """Ids of the same form that nobody has."""
-    return {name: f"{value[:6]}-never" for name, value in theirs.items()}
+    return {name: f"{value[:6]}-never-{name}" for name, value in theirs.items()}
 
 
 def ask(client: TestClient, route: str, ids: Ids) -> httpx2.Response:
     method, path = route.split(" ")
-    return client.request(method, path.replace(":path}", "}").format(**ids), json=ROUTES[route].body)
+    row = ROUTES[route]
+    return client.request(method, path.replace(":path}", "}").format(**ids) + row.query, json=row.body)
 
 
 def answer(client: TestClient, route: str, ids: Ids) -> tuple[int, bytes]:
@@ -233,7 +249,11 @@ def test_lists_hold_only_the_projects_own(client: TestClient, stranger: TestClie
     ("path", "body"),
     [
         ("/v1/fine_tuning/jobs", {"model": "tiny-base", "training_file": "{file_id}"}),
+        ("/v1/fine_tuning/jobs", {"model": "{model_id}", "training_file": "{file_id}"}),
+        ("/v1/fine_tuning/jobs", {"model": "{name}", "training_file": "{file_id}"}),
+        ("/v1/fine_tuning/estimate", {"model": "tiny-base", "training_file": "{file_id}"}),
         ("/v1/safety/preflight", {"model": "tiny-base", "training_file": "{file_id}"}),
+        ("/v1/safety/evaluations", {"model": "{name}"}),
         ("/v1/safety/evaluations", {"fine_tuning_job": "{job_id}"}),
         ("/v1/safety/evaluations", {"model": "tiny-base", "adapter_file": "{file_id}"}),
     ],

@@ -34,12 +34,12 @@ def require_room(loop: TrainingLoop) -> None:
     Raises:
         DiskTooFull: Not all of it would fit.
     """
-    folder = loop.checkpoint_dir.parent
-    folder.mkdir(parents=True, exist_ok=True)
     num_checkpoints = min(KEEP + 1, ceil(loop.num_steps / loop.plan.checkpoint_every_steps))
     needed = num_checkpoints * checkpoint_bytes(loop) + 2 * (_size(loop.parameters.values()) + _FILE_BYTES)
     needed -= sum(file.stat().st_size for file in loop.checkpoint_dir.rglob("*") if file.is_file())
-    free = shutil.disk_usage(folder).free
+    # A run that is refused, here or at its first step, leaves no folder behind.
+    there = next(folder for folder in loop.checkpoint_dir.parents if folder.exists())
+    free = shutil.disk_usage(there).free
     if free < needed:
         raise DiskTooFull(
             f"The worker's disk has {_shown(free)} free, and this job needs {_shown(needed)} for its checkpoints and "

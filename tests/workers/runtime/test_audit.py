@@ -45,7 +45,11 @@ def test_a_worker_that_has_let_go_says_so(world: Any, request_: str, action: str
 
 def test_a_base_that_was_prepared(world: Any) -> None:
     work_id = world.add_work(WorkKind.PREPARE_BASE, "tiny")
-    child = [sys.executable, "-c", 'print(\'{"kind": "base_result", "prepared_hash": "0123"}\')']
+    child = [
+        sys.executable,
+        "-c",
+        'print(\'{"kind": "base_result", "prepared_hash": "0123", "renders_tools": false}\')',
+    ]
     runtime = Runtime(world.settings, world.db, world.storage, {WorkKind.PREPARE_BASE: child})
     run_work(runtime, work_id, threading.Event())
     (entry,) = entries(world)

@@ -30,6 +30,7 @@ class ByHand:
                 backbone, (), plan(NONE), None, lambda: pytest.fail("memory"), num_steps, SupervisedAnswers(backbone)
             )
         )
+        self.average.begin()
 
     def step(self, a: float, b: float) -> None:
         self.parameters["a"].data.fill_(a)
