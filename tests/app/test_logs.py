@@ -86,6 +86,8 @@ def test_a_server_that_says_all_it_can_tells_no_secret(database: Database, datab
         made = client.post("/v1/organization/projects", json={"name": "acme"}).json()
         issued = client.post(f"/v1/organization/projects/{made['id']}/api_keys", json={"name": "ci"}).json()
         secrets["a new key"] = issued["value"]
+        hook = {"name": "h", "url": "https://8.8.8.8/hook", "event_types": ["fine_tuning.job.failed"]}
+        secrets["a signing secret"] = client.post("/v1/webhook_endpoints", json=hook).json()["signing_secret"]
         assert client.get(f"/v1/files/{key}").status_code == 404
         assert client.get("/v1/files", params={"api_key": key}).status_code == 200
         assert client.get("/v1/files", params={"limit": key}).status_code == 400
