@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 import httpx
 import openai
 from sqlalchemy import func, select
+from sqlalchemy.orm import Session
 
 from app.contracts.states import FINAL_JOB_STATUSES, JobStatus, WorkState
 from app.db import Database
-from app.models import Event, FineTunedModel, Job, Work
+from app.models import Checkpoint, Event, File, FineTunedModel, Job, Work
 from app.storage import ObjectStorage
 from tests.chaos.faults import Faults, Kill
 from tests.chaos.world import World
@@ -185,11 +186,11 @@ class ChaosRun:
         work = self._world.data_dir / "work"
         outcome.left += [folder.name for folder in work.iterdir() if folder.name.startswith("work_")]
         with self._database.reading() as session:
-            num_stored = len(self._storage.keys("jobs/"))
-            num_named = 3 * session.scalar(select(func.count()).select_from(FineTunedModel))  # type: ignore[operator]
+            named = _named_keys(session)
             outcome.attempts = session.scalar(select(func.sum(Work.attempt)).where(Work.subject_id.in_(made))) or 0
-        if num_stored > num_named:
-            outcome.left.append(f"{num_stored - num_named} objects")
+        stored = set(self._storage.keys("jobs/"))
+        outcome.left += sorted(stored - named)
+        outcome.wrong += [f"{key} is gone" for key in sorted(named - stored)]
 
     def _judge_job(self, job_id: str, method: str, outcome: Outcome) -> None:
         shown = self._ai.fine_tuning.jobs.retrieve(job_id)
@@ -221,6 +222,15 @@ class ChaosRun:
             weights = tar.extractfile("adapter_model.safetensors")
             assert weights is not None
             return hashlib.sha256(weights.read()).hexdigest()
+
+
+def _named_keys(session: Session) -> set[str]:
+    """Objects of jobs that rows name."""
+    columns = (Job.adapter_key, Job.report_key, Checkpoint.adapter_key)
+    found = {key for column in columns for key in session.scalars(select(column).where(column.is_not(None)))}
+    return {key for key in found if key is not None} | set(
+        session.scalars(select(File.storage_key).where(File.purpose == "fine-tune-results"))
+    )
 
 
 def rows(count: int) -> bytes:
