@@ -3,14 +3,13 @@
 All rows are of one format, which the first one tells.
 
 Files are UTF-8. Lines end at line feeds only (a carriage return before one is white space to JSON); other characters
-that look like line breaks are text. Memory stays bounded whatever is sent: one line is held at a time, at most
-MAX_LISTED_PROBLEMS problems and warnings are kept (all are counted), and repeated rows are found in a table of 64-bit
-hashes that stops growing at `_MAX_HASHES` rows.
+that look like line breaks are text. Memory stays bounded whatever is sent: a piece and one line are held at a time, at
+most MAX_LISTED_PROBLEMS problems and warnings are kept (all are counted), and of repeated rows no more is kept than
+RepeatedRows does.
 """
 
-import hashlib
-from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from app.contracts.chat import ChatRow, PreferenceRow
@@ -23,19 +22,12 @@ from app.contracts.datasets import (
     LineCode,
     LineProblem,
 )
+from app.contracts.file_lines import BOM, LineSplitter, lines_of, other_kind
+from app.contracts.plain_rows import PlainRow, PlainRows, plain_rows
+from app.contracts.repeated_rows import RepeatedRows
 
 DEFAULT_MAX_LINE_BYTES = 1024 * 1024
 DEFAULT_MIN_EXAMPLES = 10
-
-_BOM = b"\xef\xbb\xbf"
-_MAGIC = (
-    (b"\xff\xfe", "The file is UTF-16.", "Save the file as UTF-8."),
-    (b"\xfe\xff", "The file is UTF-16.", "Save the file as UTF-8."),
-    (b"\x1f\x8b", "The file is compressed with gzip.", "Upload the uncompressed file."),
-    (b"PK\x03\x04", "The file is a zip archive or a spreadsheet.", "Upload the JSON Lines text itself."),
-    (b"\x28\xb5\x2f\xfd", "The file is compressed with zstd.", "Upload the uncompressed file."),
-)
-_MAX_HASHES = 3_000_000
 
 
 class InvalidChatFileError(ValueError):
@@ -64,7 +56,8 @@ class ChatFileValidator:
     def __init__(
         self, *, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES, min_examples: int = DEFAULT_MIN_EXAMPLES
     ) -> None:
-        self._lines = _LineSplitter(max_line_bytes)
+        self._lines = LineSplitter(max_line_bytes)
+        self._number = 0
         self._min_examples = min_examples
         self._problems: list[LineProblem] = []
         self._warnings: list[LineProblem] = []
@@ -73,8 +66,8 @@ class ChatFileValidator:
         self._num_filled_lines = 0
         self._is_hopeless = False
         self._format: DataFormat | None = None
-        self._seen = _HashTable()
-        self._counts = dict.fromkeys(FileStatistics.model_fields, 0)
+        self._seen = RepeatedRows()
+        self._tally = _Tally()
 
     @property
     def has_problems(self) -> bool:
@@ -82,8 +75,7 @@ class ChatFileValidator:
 
     def feed(self, data: bytes) -> None:
         """Checks the lines that `data` completes."""
-        for number, line in self._lines.feed(data):
-            self._take(number, line)
+        self._take(self._lines.feed(data))
 
     def finish(self) -> FileValidation:
         """Checks the last line and the file as a whole.
@@ -91,13 +83,12 @@ class ChatFileValidator:
         Raises:
             InvalidChatFileError: Something is wrong; nothing of the file should be used.
         """
-        for number, line in self._lines.finish():
-            self._take(number, line)
+        self._take(self._lines.finish())
         if self._num_filled_lines == 0:
             fix = f"Upload at least {self._min_examples} rows, one a line."
             self._add_problem(_whole_file(LineCode.EMPTY_FILE, "There is nothing in the file", fix))
-        elif not self._num_problems and self._counts["num_rows"] < self._min_examples:
-            num_rows = self._counts["num_rows"]
+        elif not self._num_problems and self._tally.num_rows < self._min_examples:
+            num_rows = self._tally.num_rows
             what = f"The file has {num_rows} example{'s' if num_rows != 1 else ''}"
             fix = f"Training needs at least {self._min_examples}."
             self._add_problem(_whole_file(LineCode.TOO_FEW_ROWS, what, fix))
@@ -105,79 +96,151 @@ class ChatFileValidator:
             raise InvalidChatFileError(self._problems, self._num_problems)
         return FileValidation(
             format=self._format or "chat",
-            statistics=FileStatistics(**self._counts),
+            statistics=FileStatistics(**asdict(self._tally)),
             num_warnings=self._num_warnings,
             warnings=self._warnings,
         )
 
-    def _take(self, number: int, line: bytes | None) -> None:
-        if self._is_hopeless:
+    def _take(self, lines: list[bytes | None]) -> None:
+        if self._is_hopeless or not lines:
             return
+        found = self._plain_rows(lines)
+        if found is not None:
+            self._count_plain(found)
+        elif len(lines) == 1:
+            self._number += 1
+            self._look(self._number, lines[0])
+        else:
+            # Halves, down to the lines that need a closer look: these few cost little more than they would alone.
+            half = len(lines) // 2
+            self._take(lines[:half])
+            self._take(lines[half:])
+
+    def _plain_rows(self, lines: list[bytes | None]) -> PlainRows | None:
+        if self._format != "chat":
+            return None
+        whole = [line for line in lines if line is not None]
+        return plain_rows(whole) if len(whole) == len(lines) else None
+
+    def _look(self, number: int, line: bytes | None) -> None:
         if number == 1 and line is not None:
             line = self._without_bom(line)
-            other_kind = _other_kind(line)
-            if other_kind is not None:
+            unusable = other_kind(line)
+            if unusable is not None:
                 # Of a file of another kind a list of bad lines helps nobody.
                 self._is_hopeless = True
                 self._num_filled_lines += 1
-                self._add_problem(other_kind)
+                self._add_problem(unusable)
                 return
         if line is None:
             self._num_filled_lines += 1
             self._add_problem(self._lines.too_long(number))
         elif not line.strip():
-            # Made only while it will be kept: a file may hold nothing but millions of these.
-            if len(self._warnings) < MAX_LISTED_PROBLEMS:
-                self._warnings.append(_blank_line(number))
-            self._num_warnings += 1
+            self._warn_of(_blank_line, number)
         else:
             self._num_filled_lines += 1
             parsed = parse_line(line, number, self._format)
             self._format = self._format or parsed.format
-            self._count(number, parsed)
+            self._count(parsed)
 
     def _without_bom(self, line: bytes) -> bytes:
-        if not line.startswith(_BOM):
+        if not line.startswith(BOM):
             return line
         fix = "Save the file as UTF-8 without one."
         what = "the file starts with a byte order mark, which was left out"
         self._warn(LineProblem(line=1, path="", code=LineCode.BOM, message=what, fix=fix))
-        return line[len(_BOM) :]
+        return line[len(BOM) :]
 
-    def _count(self, number: int, parsed: ParsedLine) -> None:
+    def _count(self, parsed: ParsedLine) -> None:
         for problem in parsed.problems:
             self._add_problem(problem)
         for warning in parsed.warnings:
             self._warn(warning)
         if parsed.row is None:
             return
-        row, counts = parsed.row, self._counts
+        row = parsed.row
         texts = texts_of(row)
+        num_assistant = sum(message.role == "assistant" for message in row.messages)
         length = sum(map(len, texts))
-        counts["num_rows"] += 1
-        counts["num_messages"] += len(texts)
-        counts["num_assistant_messages"] += sum(message.role == "assistant" for message in row.messages)
-        if isinstance(row, PreferenceRow):
-            counts["num_assistant_messages"] += 2
-        counts["num_rows_with_system"] += row.messages[0].role == "system"
-        counts["num_rows_with_tools"] += row.has_tools
-        counts["num_characters"] += length
-        counts["longest_row_characters"] = max(counts["longest_row_characters"], length)
-        if self._seen.add(_row_hash(parsed.row)):
-            counts["num_duplicate_rows"] += 1
-            fix = "Remove repeated rows, unless they should count more."
-            what = "the same row was there before"
-            self._warn(LineProblem(line=number, path="", code=LineCode.DUPLICATE_ROW, message=what, fix=fix))
+        self._tally.add(
+            num_rows=1,
+            num_messages=len(texts),
+            num_assistant_messages=num_assistant + (2 if isinstance(row, PreferenceRow) else 0),
+            num_rows_with_system=row.messages[0].role == "system",
+            num_rows_with_tools=row.has_tools,
+            num_characters=length,
+            longest_row_characters=length,
+        )
+        self._note_repeated([row], self._number)
+
+    def _count_plain(self, found: PlainRows) -> None:
+        num_turns = found.num_messages - found.num_with_system
+        self._num_filled_lines += len(found.rows)
+        self._tally.add(
+            num_rows=len(found.rows),
+            num_messages=found.num_messages,
+            num_assistant_messages=num_turns // 2,
+            num_rows_with_system=found.num_with_system,
+            num_characters=found.num_characters,
+            longest_row_characters=found.longest_characters,
+        )
+        self._note_repeated(found.rows, self._number + 1)
+        self._number += len(found.rows)
+
+    def _note_repeated(self, rows: Sequence[ChatRow | PreferenceRow | PlainRow], first_number: int) -> None:
+        for index in self._seen.add(rows):
+            self._tally.num_duplicate_rows += 1
+            self._warn_of(_repeated_row, first_number + index)
 
     def _add_problem(self, problem: LineProblem) -> None:
         self._num_problems += 1
         if len(self._problems) < MAX_LISTED_PROBLEMS:
             self._problems.append(problem)
 
+    def _warn_of(self, make: Callable[[int], LineProblem], number: int) -> None:
+        # Made only while it will be kept: a file may hold nothing but millions of these.
+        if len(self._warnings) < MAX_LISTED_PROBLEMS:
+            self._warnings.append(make(number))
+        self._num_warnings += 1
+
     def _warn(self, warning: LineProblem) -> None:
         self._num_warnings += 1
         if len(self._warnings) < MAX_LISTED_PROBLEMS:
             self._warnings.append(warning)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What FileStatistics will say."""
+
+    num_rows: int = 0
+    num_messages: int = 0
+    num_assistant_messages: int = 0
+    num_rows_with_system: int = 0
+    num_rows_with_tools: int = 0
+    num_duplicate_rows: int = 0
+    num_characters: int = 0
+    longest_row_characters: int = 0
+
+    def add(
+        self,
+        *,
+        num_rows: int,
+        num_messages: int,
+        num_assistant_messages: int,
+        num_rows_with_system: int,
+        num_rows_with_tools: int = 0,
+        num_characters: int,
+        longest_row_characters: int,
+    ) -> None:
+        """Counts some rows."""
+        self.num_rows += num_rows
+        self.num_messages += num_messages
+        self.num_assistant_messages += num_assistant_messages
+        self.num_rows_with_system += num_rows_with_system
+        self.num_rows_with_tools += num_rows_with_tools
+        self.num_characters += num_characters
+        self.longest_row_characters = max(self.longest_row_characters, longest_row_characters)
 
 
 def read_rows(path: Path, *, max_line_bytes: int | None = None) -> Iterator[tuple[int, ChatRow]]:
@@ -224,29 +287,22 @@ def read_any_rows(path: Path, *, max_line_bytes: int | None = None) -> Iterator[
     Raises:
         InvalidChatFileError: A line is bad, or of another format than the first.
     """
-    splitter = _LineSplitter(path.stat().st_size if max_line_bytes is None else max_line_bytes)
+    splitter = LineSplitter(path.stat().st_size if max_line_bytes is None else max_line_bytes)
     expected: DataFormat | None = None
-    for number, found in _lines(path, splitter):
+    for number, found in enumerate(lines_of(path, splitter), start=1):
         if found is None:
             raise InvalidChatFileError([splitter.too_long(number)], 1)
-        line = found.removeprefix(_BOM) if number == 1 else found
+        line = found.removeprefix(BOM) if number == 1 else found
         if not line.strip():
             continue
-        other_kind = _other_kind(line) if number == 1 else None
-        if other_kind is not None:
-            raise InvalidChatFileError([other_kind], 1)
+        unusable = other_kind(line) if number == 1 else None
+        if unusable is not None:
+            raise InvalidChatFileError([unusable], 1)
         parsed = parse_line(line, number, expected)
         if parsed.row is None:
             raise InvalidChatFileError(parsed.problems, len(parsed.problems))
         expected = parsed.format
         yield number, parsed.row
-
-
-def _lines(path: Path, splitter: "_LineSplitter") -> Iterator[tuple[int, bytes | None]]:
-    with path.open("rb") as file:
-        while piece := file.read(1 << 16):
-            yield from splitter.feed(piece)
-    yield from splitter.finish()
 
 
 def _wrong_format(number: int, found: str, wanted: str) -> LineProblem:
@@ -255,104 +311,15 @@ def _wrong_format(number: int, found: str, wanted: str) -> LineProblem:
     return LineProblem(line=number, path="", code=LineCode.WRONG_FORMAT, message=what, fix=fix)
 
 
-class _LineSplitter:
-    """Cuts a stream at line feeds. A line over the limit comes out as None, and was never held whole."""
-
-    def __init__(self, max_line_bytes: int) -> None:
-        self._max_line_bytes = max_line_bytes
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._number = 1
-
-    def feed(self, data: bytes) -> Iterator[tuple[int, bytes | None]]:
-        parts = data.split(b"\n")
-        for part in parts[:-1]:
-            self._append(part)
-            yield self._close()
-        self._append(parts[-1])
-
-    def finish(self) -> Iterator[tuple[int, bytes | None]]:
-        if self._size:
-            yield self._close()
-
-    def too_long(self, number: int) -> LineProblem:
-        what = f"the line is longer than {self._max_line_bytes} bytes"
-        fix = "Split the conversation; check that line feeds are not missing."
-        return LineProblem(line=number, path="", code=LineCode.LINE_TOO_LONG, message=what, fix=fix)
-
-    def _append(self, part: bytes) -> None:
-        self._size += len(part)
-        if self._size > self._max_line_bytes:
-            self._pieces.clear()
-        elif part:
-            self._pieces.append(part)
-
-    def _close(self) -> tuple[int, bytes | None]:
-        line = b"".join(self._pieces) if self._size <= self._max_line_bytes else None
-        number = self._number
-        self._pieces, self._size, self._number = [], 0, number + 1
-        return number, line
-
-
-class _HashTable:
-    """A set of 64-bit numbers in flat memory: a Python set would take ten times as much."""
-
-    def __init__(self) -> None:
-        self._slots = array("Q", bytes(8 * 1024))
-        self._count = 0
-
-    def add(self, value: int) -> bool:
-        """Puts a number other than 0 in; True if it was there. A full table only looks up."""
-        slot = self._find(value)
-        if self._slots[slot] == value:
-            return True
-        if self._count < _MAX_HASHES:
-            self._slots[slot] = value
-            self._count += 1
-            if self._count * 3 > len(self._slots) * 2:
-                self._grow()
-        return False
-
-    def _find(self, value: int) -> int:
-        mask = len(self._slots) - 1
-        slot = value & mask
-        while self._slots[slot] not in (0, value):
-            slot = (slot + 1) & mask
-        return slot
-
-    def _grow(self) -> None:
-        old = self._slots
-        self._slots = array("Q", bytes(8 * 2 * len(old)))
-        for value in old:
-            if value:
-                self._slots[self._find(value)] = value
-
-
-def _row_hash(row: ChatRow | PreferenceRow) -> int:
-    digest = hashlib.blake2b(row.model_dump_json().encode(), digest_size=8)
-    return int.from_bytes(digest.digest(), "little") or 1
-
-
-def _other_kind(line: bytes) -> LineProblem | None:
-    """What is wrong with a file whose first line shows that it is not JSON Lines at all."""
-    for magic, what, fix in _MAGIC:
-        if line.startswith(magic):
-            return LineProblem(line=1, path="", code=LineCode.NOT_UTF8, message=what.rstrip("."), fix=fix)
-    if b"\x00" in line[:64]:
-        what, fix = "the file is binary, or text in UTF-16 or UTF-32", "Save the file as UTF-8 text."
-        return LineProblem(line=1, path="", code=LineCode.NOT_UTF8, message=what, fix=fix)
-    start = line.strip()
-    if start == b"{" or (start.startswith(b"[") and start != b"[]"):
-        what = "the file is one JSON document, not JSON Lines"
-        fix = "Write each conversation as one object on a line of its own, without an array around them."
-        return LineProblem(line=1, path="", code=LineCode.NOT_JSONL, message=what, fix=fix)
-    return None
-
-
 def _blank_line(number: int) -> LineProblem:
     return LineProblem(
         line=number, path="", code=LineCode.BLANK_LINE, message="the line is blank and was skipped", fix="Remove it."
     )
+
+
+def _repeated_row(number: int) -> LineProblem:
+    what, fix = "the same row was there before", "Remove repeated rows, unless they should count more."
+    return LineProblem(line=number, path="", code=LineCode.DUPLICATE_ROW, message=what, fix=fix)
 
 
 def _whole_file(code: LineCode, message: str, fix: str) -> LineProblem:

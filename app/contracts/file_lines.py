@@ -1,0 +1,80 @@
+"""The lines of a training file, as bytes: cut out of a stream in bounded memory, and what shows at first sight."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.contracts.datasets import LineCode, LineProblem
+
+BOM = b"\xef\xbb\xbf"
+_MAGIC = (
+    (b"\xff\xfe", "The file is UTF-16.", "Save the file as UTF-8."),
+    (b"\xfe\xff", "The file is UTF-16.", "Save the file as UTF-8."),
+    (b"\x1f\x8b", "The file is compressed with gzip.", "Upload the uncompressed file."),
+    (b"PK\x03\x04", "The file is a zip archive or a spreadsheet.", "Upload the JSON Lines text itself."),
+    (b"\x28\xb5\x2f\xfd", "The file is compressed with zstd.", "Upload the uncompressed file."),
+)
+
+
+class LineSplitter:
+    """Cuts a stream at line feeds. A line over the limit comes out as None, and was never held whole."""
+
+    def __init__(self, max_line_bytes: int) -> None:
+        self._max_line_bytes = max_line_bytes
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def feed(self, data: bytes) -> list[bytes | None]:
+        """The lines that `data` completes."""
+        first, *rest = data.split(b"\n")
+        self._append(first)
+        if not rest:
+            return []
+        lines = [self._close(), *(line if len(line) <= self._max_line_bytes else None for line in rest[:-1])]
+        self._append(rest[-1])
+        return lines
+
+    def finish(self) -> list[bytes | None]:
+        """The last line, if it had no line feed."""
+        return [self._close()] if self._size else []
+
+    def too_long(self, number: int) -> LineProblem:
+        """What is wrong with line `number`, of which None came out."""
+        what = f"the line is longer than {self._max_line_bytes} bytes"
+        fix = "Split the conversation; check that line feeds are not missing."
+        return LineProblem(line=number, path="", code=LineCode.LINE_TOO_LONG, message=what, fix=fix)
+
+    def _append(self, part: bytes) -> None:
+        self._size += len(part)
+        if self._size > self._max_line_bytes:
+            self._pieces.clear()
+        elif part:
+            self._pieces.append(part)
+
+    def _close(self) -> bytes | None:
+        line = b"".join(self._pieces) if self._size <= self._max_line_bytes else None
+        self._pieces, self._size = [], 0
+        return line
+
+
+def lines_of(path: Path, splitter: LineSplitter) -> Iterator[bytes | None]:
+    """All lines of a file."""
+    with path.open("rb") as file:
+        while piece := file.read(1 << 16):
+            yield from splitter.feed(piece)
+    yield from splitter.finish()
+
+
+def other_kind(line: bytes) -> LineProblem | None:
+    """What is wrong with a file whose first line shows that it is not JSON Lines at all."""
+    for magic, what, fix in _MAGIC:
+        if line.startswith(magic):
+            return LineProblem(line=1, path="", code=LineCode.NOT_UTF8, message=what.rstrip("."), fix=fix)
+    if b"\x00" in line[:64]:
+        what, fix = "the file is binary, or text in UTF-16 or UTF-32", "Save the file as UTF-8 text."
+        return LineProblem(line=1, path="", code=LineCode.NOT_UTF8, message=what, fix=fix)
+    start = line.strip()
+    if start == b"{" or (start.startswith(b"[") and start != b"[]"):
+        what = "the file is one JSON document, not JSON Lines"
+        fix = "Write each conversation as one object on a line of its own, without an array around them."
+        return LineProblem(line=1, path="", code=LineCode.NOT_JSONL, message=what, fix=fix)
+    return None

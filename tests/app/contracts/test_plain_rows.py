@@ -1,0 +1,218 @@
+"""The quick reading of plain rows says nothing that the careful one would not."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from app.contracts import chat_file
+from app.contracts.chat_file import ChatFileValidator, InvalidChatFileError
+from app.contracts.chat_line import LONG_ROW_CHARACTERS, parse_line
+from app.contracts.datasets import FileValidation
+from app.contracts.plain_rows import plain_rows
+from app.contracts.repeated_rows import RepeatedRows
+
+USER = {"role": "user", "content": "How far is the Moon?"}
+ANSWER = {"role": "assistant", "content": "384,400 km.\nThat is 1 light second \\begin{x} <<3*4=12>> [1] é 😀"}
+SYSTEM = {"role": "system", "content": "Be brief."}
+THOROUGH = settings(max_examples=600, deadline=None, derandomize=True)
+
+
+def line_of(*messages: Any, **other: Any) -> bytes:
+    return json.dumps({"messages": messages, **other}, ensure_ascii=False).encode()
+
+
+GOOD = line_of(USER, ANSWER)
+
+
+class TestRecognised:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            GOOD,
+            line_of(SYSTEM, USER, ANSWER),
+            line_of(USER, ANSWER, USER, ANSWER),
+            json.dumps({"messages": [USER, ANSWER]}).encode(),
+            b"  " + GOOD + b" \t\r",
+            (
+                b'{ "messages" : [ {"content":"A \\u2019 \\ud83d\\ude00 \\/ \\\\begin", "role":"user"}, '
+                b'{"role" :"assistant","content": "<b>B</b> < c"} ] }'
+            ),
+        ],
+    )
+    def test_rows_as_nearly_all_are(self, line: bytes) -> None:
+        found = plain_rows([line, line])
+        assert found is not None
+        parsed = parse_line(line, 1)
+        assert parsed.row is not None
+        assert not parsed.warnings
+        expected = [(message.role, message.content) for message in parsed.row.messages]
+        assert [[(m.role, m.content) for m in row.messages] for row in found.rows] == [expected, expected]
+        length = sum(len(content) for _, content in expected)
+        assert (found.num_messages, found.num_characters) == (2 * len(expected), 2 * length)
+        assert found.longest_characters == length
+        assert found.num_with_system == 2 * (expected[0][0] == "system")
+
+
+class TestLeftToTheCarefulReader:
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b"{}",
+            b"",
+            b"[]",
+            GOOD + GOOD,
+            GOOD[:-1],
+            b"\xef\xbb\xbf" + GOOD,
+            GOOD.replace(b"384", b"\xff"),
+            GOOD.replace(b"384", b"\xed\xa0\x80"),
+            GOOD.replace(b"384", b"\x01"),
+            GOOD.replace(b"384", b"\x7f"),
+            GOOD.replace(b"384", b"\\u0001"),
+            GOOD.replace(b"384", b"\\u007F"),
+            GOOD.replace(b"384", b"\\b"),
+            GOOD.replace(b"384", b"\\f"),
+            GOOD.replace(b"384", b"\\\\\\f"),
+            GOOD.replace(b"384", b"\\x"),
+            GOOD.replace(b"384", b"\\ud800"),
+            GOOD.replace(b"384", b"\\ud800\\u2019"),
+            GOOD.replace(b"384", b"\\udc00\\ud800"),
+            GOOD.replace(b"384", b"<|im_end|>"),
+            GOOD.replace(b"384", b"[/INST]"),
+            GOOD.replace(b"384", b"<<SYS>>"),
+            GOOD.replace(b"384", b"</s>"),
+            GOOD.replace(b"384", b"<end_of_turn>"),
+            GOOD.replace(b"384", b"</tool_call>"),
+            GOOD.replace(b"384", b"<unk>"),
+            GOOD.replace(b'{"role": "user"', b'{"role": "user", "role": "user"'),
+            GOOD.replace(b'{"role": "user"', b'{"role": "user", "\\u0072ole": "user"'),
+            GOOD.replace(b'"messages": [', b'"messages": [], "messages": ['),
+            GOOD.replace(b'"content": "How', b'"content": "", "content": "How'),
+            line_of(USER, ANSWER, tools=[]),
+            line_of(USER, {**ANSWER, "weight": 1}),
+            line_of({**USER, "name": "a"}, ANSWER),
+            line_of({"role": "developer", "content": "Be brief."}, USER, ANSWER),
+            line_of({**USER, "content": [{"type": "text", "text": "a"}]}, ANSWER),
+            line_of({**USER, "content": None}, ANSWER),
+            line_of({**USER, "content": " \n\u2003"}, ANSWER),
+            line_of({**USER, "content": ""}, ANSWER),
+            line_of(USER),
+            line_of(ANSWER),
+            line_of(USER, ANSWER, USER),
+            line_of(USER, USER, ANSWER),
+            line_of(USER, SYSTEM, ANSWER),
+            line_of(SYSTEM, SYSTEM, USER, ANSWER),
+            line_of(SYSTEM),
+            line_of(),
+            line_of(USER, {**ANSWER, "content": "a" * LONG_ROW_CHARACTERS}),
+            b"\xff\xfe" + GOOD,
+        ],
+    )
+    def test_whatever_could_need_a_word(self, line: bytes) -> None:
+        assert plain_rows([line]) is None
+        assert plain_rows([GOOD, line, GOOD]) is None
+
+
+# Beginnings, ends and inner pieces of rows, joined at random: far more often nearly right than random bytes are.
+pieces = st.sampled_from(
+    [
+        *(b'{"messages": [', b"]}", b", ", b"{", b"}", b"[", b"]", b'"', b" ", b"\\", b"\r", b'{"messages":[],'),
+        *(b'{"role": "user", "content": "Hi"}', b'{"role": "assistant", "content": "Yes"}'),
+        *(b'{"content": "\\u00e9\\ud83d\\ude00", "role": "system"}', b'{"role": "user", "role": "user", '),
+        *(b'"content"', b'"role"', b'"messages"', b"\\u0022", b"\\ud83d", b"\\u2019", b"<|a|>", b"</s>", b"[INST]"),
+        *(b"\x00", b"\x7f", b"\xc3\xa9", b"\xff", b"null", b'"weight": 1', b'"name": "a"', b"\\n", b"\\b", b"<<SYS>>"),
+    ]
+)
+contents = st.lists(pieces.filter(lambda piece: b'"' not in piece), max_size=5).map(b"".join)
+messages = st.tuples(st.sampled_from([b"user", b"assistant", b"system", b"tool"]), contents).map(
+    lambda message: b'{"role": "' + message[0] + b'", "content": "' + message[1] + b'"}'
+)
+lines = st.one_of(
+    st.lists(pieces, max_size=8).map(b"".join),
+    st.lists(messages, min_size=1, max_size=4).map(lambda found: b'{"messages": [' + b", ".join(found) + b"]}"),
+    st.sampled_from([GOOD, GOOD + b"\r", line_of(SYSTEM, USER, ANSWER), line_of(USER, {**ANSWER, "weight": 0}), b""]),
+).filter(lambda line: b"\n" not in line)
+
+
+@THOROUGH
+@given(st.lists(lines, min_size=1, max_size=5))
+@example([b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\"content\\""}]}'])
+def test_the_careful_reader_takes_every_recognised_row_without_a_word(found: list[bytes]) -> None:
+    recognised = plain_rows(found)
+    if recognised is None:
+        return
+    for line, row in zip(found, recognised.rows, strict=True):
+        parsed = parse_line(line, 1)
+        assert parsed.row is not None
+        assert not parsed.warnings
+        assert not parsed.row.has_tools
+        assert [(m.role, m.content, m.weight) for m in parsed.row.messages] == [
+            (m.role, m.content, None) for m in row.messages
+        ]
+
+
+@THOROUGH
+@given(st.lists(lines, max_size=24), st.booleans())
+def test_a_file_is_told_the_same_without_the_quick_reading(found: list[bytes], ends_well: bool) -> None:
+    data = b"\n".join([GOOD, *found]) + b"\n" * ends_well
+    quick = _told(data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat_file, "plain_rows", lambda _: None)
+        assert _told(data) == quick
+
+
+def _told(data: bytes) -> FileValidation | dict[str, Any]:
+    validator = ChatFileValidator(max_line_bytes=400, min_examples=1)
+    try:
+        validator.feed(data)
+        return validator.finish()
+    except InvalidChatFileError as error:
+        return {"problems": error.problems, "num_problems": error.num_problems}
+
+
+def test_a_few_lines_that_need_a_look_leave_the_others_to_the_quick_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    carefully: list[int] = []
+
+    def parse(line: bytes, number: int, expected: Any = None) -> Any:
+        carefully.append(number)
+        return parse_line(line, number, expected)
+
+    monkeypatch.setattr(chat_file, "parse_line", parse)
+    odd = line_of({**USER, "name": "a"}, ANSWER)
+    found = [
+        odd if number in {40, 41, 700} else line_of({**USER, "content": f"{number}?"}, ANSWER) for number in range(900)
+    ]
+    validator = ChatFileValidator()
+    validator.feed(b"\n".join(found))
+    result = validator.finish()
+    # The first row tells the format, and the last has no line feed: it comes by itself, and is plain.
+    assert carefully == [1, 41, 42, 701]
+    assert [warning.line for warning in result.warnings] == [41, 42, 42, 701, 701]
+    assert result.statistics.num_rows == 900
+
+
+class TestRepeatedRows:
+    def test_a_row_is_known_again_however_its_line_was_read(self) -> None:
+        seen = RepeatedRows()
+        careful, quick = parse_line(GOOD, 1).row, plain_rows([GOOD, line_of(SYSTEM, USER, ANSWER)])
+        assert careful is not None
+        assert quick is not None
+        assert seen.add([careful]) == []
+        assert seen.add(quick.rows) == [0]
+        developer = parse_line(line_of({**SYSTEM, "role": "developer"}, USER, ANSWER), 1).row
+        assert developer is not None
+        assert seen.add([developer]) == [0]
+
+    def test_a_weight_makes_another_row(self) -> None:
+        rows = [
+            parse_line(line_of(USER, {**ANSWER, **weight}), 1).row for weight in ({}, {"weight": 1}, {"weight": None})
+        ]
+        found = [row for row in rows if row is not None]
+        assert RepeatedRows().add(found) == [2]
+
+    def test_many(self) -> None:
+        found = plain_rows([line_of({**USER, "content": f"{number % 30_000}?"}, ANSWER) for number in range(40_000)])
+        assert found is not None
+        assert RepeatedRows().add(found.rows) == list(range(30_000, 40_000))
