@@ -51,6 +51,7 @@ class Services:
 
 
 async def _services(request: Request) -> Services:
+    """The application's, which `create_app` has made."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
@@ -59,13 +60,15 @@ async def _services(request: Request) -> Services:
 ServicesDep = Annotated[Services, Depends(_services)]
 
 
-async def find_tenant(request: Request, services: ServicesDep) -> Tenant:
+async def find_tenant(request: Request) -> Tenant:
     """Who asks.
 
     Raises:
         InvalidApiKeyError: Nobody.
         RateLimitError: The project has sent too many requests lately.
     """
+    # Not asked for as a dependency: resolving one more would cost each request as much as all that is done here.
+    services = await _services(request)
     authorization = request.headers.get("authorization")
     tenant = services.auth.remembered(authorization)
     if tenant is None:

@@ -32,8 +32,12 @@ class Envelope:
 
     def __init__(self, app: ASGIApp, organization: str, unlimited_paths: re.Pattern[str]) -> None:
         self._app = app
-        self._organization = organization
         self._unlimited_paths = unlimited_paths
+        self._headers = [
+            (b"openai-version", API_VERSION.encode()),
+            (b"openai-organization", organization.encode("latin-1")),
+        ]
+        self._log: structlog.typing.FilteringBoundLogger = log.bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,30 +51,37 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                # As they are sent: this is on the way of every request, and no endpoint sets these.
+                added = [
+                    (b"x-request-id", request_id.encode()),
+                    (b"openai-processing-ms", b"%d" % round((time.monotonic() - started) * 1000)),
+                    *self._headers,
+                ]
+                message["headers"] = [*message["headers"], *added]
                 headers = MutableHeaders(scope=message)
-                headers["x-request-id"] = request_id
-                headers["openai-version"] = API_VERSION
-                headers["openai-organization"] = self._organization
-                headers["openai-processing-ms"] = str(round((time.monotonic() - started) * 1000))
                 if rate := scope.get(SCOPE_KEY):
                     headers.update(rate.headers())
                 headers.setdefault("x-content-type-options", "nosniff")
             await send(message)
 
-        request_log = log.bind(request_id=request_id, method=scope["method"], path=scope["path"])
         try:
             await self._handle(scope, receive, send_with_headers)
         except ClientDisconnect:
-            request_log.info("client_went_away")
+            self._log_of(scope, request_id).info("client_went_away")
             return
         except Exception:
-            request_log.exception("request_failed")
+            self._log_of(scope, request_id).exception("request_failed")
             if status is not None:
                 raise  # Too late for an answer: the server cuts the connection.
             await JSONResponse(internal_error_body(), 500)(scope, receive, send_with_headers)
         # Polls that were answered would drown the rest.
         level = logging.DEBUG if scope["method"] == "GET" and status == 200 else logging.INFO
-        request_log.log(level, "request", status=status, seconds=round(time.monotonic() - started, 4))
+        if self._log.is_enabled_for(level):
+            seconds = round(time.monotonic() - started, 4)
+            self._log_of(scope, request_id).log(level, "request", status=status, seconds=seconds)
+
+    def _log_of(self, scope: Scope, request_id: str) -> structlog.typing.FilteringBoundLogger:
+        return self._log.bind(request_id=request_id, method=scope["method"], path=scope["path"])
 
     async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal, headers = None, Headers(scope=scope)

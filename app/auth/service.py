@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -55,6 +56,8 @@ class AuthService:
     """The service's, for projects without their own."""
     _remembered: dict[str, tuple[Tenant, float]] = field(default_factory=dict)
     """By the header's hash (a core dump should not hold keys): whose it was, and until when that is believed."""
+    _looking_up: tuple[threading.Lock, ...] = field(default_factory=lambda: tuple(threading.Lock() for _ in range(256)))
+    """By the first byte of the header's hash, so that keys hardly ever wait for one another."""
 
     def remembered(self, authorization: str | None) -> Tenant | None:
         """The tenant of a header that was good a moment ago, without asking the database."""
@@ -70,8 +73,13 @@ class AuthService:
         scheme, _, secret = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise InvalidApiKeyError("No API key: send the header `Authorization: Bearer sk-unf-...`.")
+        # All requests with a key find at the same time that it has to be looked up again: once is enough.
+        with self._looking_up[int(_hash(authorization or "")[:2], 16)]:
+            return self.remembered(authorization) or self._looked_up(authorization or "", secret.strip())
+
+    def _looked_up(self, authorization: str, secret: str) -> Tenant:
         with self.database.reading() as session:
-            found = repository.get_live_key(session, _hash(secret.strip()))
+            found = repository.get_live_key(session, _hash(secret))
         if found is None:
             raise InvalidApiKeyError("This API key is not known here, expired or revoked.")
         key, own = found
@@ -79,7 +87,7 @@ class AuthService:
         tenant = Tenant(project_id=key.project_id, key_id=key.id, is_admin=key.is_admin, limits=limits)
         if len(self._remembered) >= _MOST_REMEMBERED:
             self._remembered.clear()
-        self._remembered[_hash(authorization or "")] = tenant, time.monotonic() + REMEMBERED_SECONDS
+        self._remembered[_hash(authorization)] = tenant, time.monotonic() + REMEMBERED_SECONDS
         return tenant
 
     def create_key(

@@ -30,7 +30,7 @@ class CreatingRoute(APIRoute):
             if key is None and num_tries is None:
                 return await handle(request)
             services: Services = request.app.state.services
-            tenant = await find_tenant(request, services)
+            tenant = await find_tenant(request)
             body = await request.body()
             which = asked(tenant, request.method, request.url.path, body, key, num_tries)
             assert which is not None

@@ -1,11 +1,17 @@
 """Keys: who gets in."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
+from app.auth import repository
 from app.auth.service import AuthService
 from app.db import Database, db_now
 from app.errors import InvalidApiKeyError
@@ -66,6 +72,28 @@ class TestKeys:
         assert auth.remembered(header) is None
         with pytest.raises(InvalidApiKeyError):
             auth.authenticate(header)
+
+    def test_requests_that_come_together_look_their_key_up_once(
+        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looked_up: list[str] = []
+        begin = threading.Barrier(8, timeout=30)
+
+        def get_live_key(session: Session, sha256: str) -> repository.LiveKey | None:
+            looked_up.append(sha256)
+            time.sleep(0.1)  # The others are here by now.
+            return original(session, sha256)
+
+        def ask(header: str) -> str:
+            begin.wait()
+            return auth.authenticate(header).project_id
+
+        auth, original = AuthService(database), repository.get_live_key
+        monkeypatch.setattr(repository, "get_live_key", get_live_key)
+        header = f"Bearer {auth.create_key('acme')}"
+        with ThreadPoolExecutor(8) as threads:
+            assert len(set(threads.map(ask, [header] * 8))) == 1
+        assert len(looked_up) == 1
 
     def test_revoking_an_unknown_key_says_so(self, database: Database) -> None:
         assert not AuthService(database).revoke_key("key_none")
