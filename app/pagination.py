@@ -1,9 +1,11 @@
 """Pages by keyset: `after` names the last item seen, so that new items never shift a page."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, Protocol, TypedDict, TypeVar
 
 from fastapi import Query
+from pydantic import BaseModel
 from sqlalchemy import Select, and_, or_
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
@@ -12,6 +14,38 @@ from app.errors import InvalidRequestError
 T = TypeVar("T")
 Order = Literal["asc", "desc"]
 After = Annotated[str | None, Query(max_length=256, description="Id of the last item of the page before.")]
+
+
+class ListOf(BaseModel, Generic[T]):
+    """A page of objects, as it is sent."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool
+
+
+class Ends(TypedDict):
+    """Ids of a page's first and last objects; None where it has none."""
+
+    first_id: str | None
+    last_id: str | None
+
+
+class ListWithEnds(ListOf[T]):
+    """A page that names its ends, which some of OpenAI's lists do."""
+
+    first_id: str | None
+    last_id: str | None
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+def ends(data: Sequence[_Identified]) -> Ends:
+    """For ListWithEnds."""
+    return Ends(first_id=data[0].id, last_id=data[-1].id) if data else Ends(first_id=None, last_id=None)
 
 
 @dataclass(frozen=True)

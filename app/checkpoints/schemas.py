@@ -6,6 +6,7 @@ from pydantic import BaseModel, Field
 
 from app.jobs.schemas import RequestBody, Text
 from app.models import CheckpointPermission
+from app.pagination import ListWithEnds, ends
 
 
 class PermissionsCreate(RequestBody):
@@ -27,20 +28,13 @@ class PermissionObject(BaseModel):
         return cls(id=row.id, created_at=int(row.created_at), project_id=row.project_id)
 
 
-class PermissionList(BaseModel):
+class PermissionList(ListWithEnds[PermissionObject]):
     """A page of permissions."""
-
-    object: Literal["list"] = "list"
-    data: list[PermissionObject]
-    has_more: bool
-    first_id: str | None
-    last_id: str | None
 
     @classmethod
     def of(cls, rows: list[CheckpointPermission], *, has_more: bool = False) -> Self:
         data = [PermissionObject.from_row(row) for row in rows]
-        first_id, last_id = (data[0].id, data[-1].id) if data else (None, None)
-        return cls(data=data, has_more=has_more, first_id=first_id, last_id=last_id)
+        return cls(data=data, has_more=has_more, **ends(data))
 
 
 class PermissionDeleted(BaseModel):

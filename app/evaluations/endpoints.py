@@ -7,8 +7,7 @@ from fastapi import APIRouter, Query, Response
 from app.dependencies import ServicesDep, TenantDep
 from app.evaluations.schemas import EvaluationCreate, EvaluationObject
 from app.idempotency.route import CreatingRoute
-from app.jobs.schemas import ListOf
-from app.pagination import After
+from app.pagination import After, ListOf
 from app.reports.responses import REPORT_RESPONSES, ReportFormat, ReportFormatQuery, report_response
 
 router = APIRouter(route_class=CreatingRoute, prefix="/v1/safety/evaluations", tags=["Safety"])

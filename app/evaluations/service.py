@@ -22,9 +22,9 @@ from app.files.purposes import ADAPTER
 from app.files.service import checked_file
 from app.idempotency.created import created_id, made_before
 from app.jobs.requirements import require_conversations, require_readable
-from app.jobs.schemas import ListOf
 from app.jobs.service import get_job
 from app.models import BaseModelRow, Evaluation
+from app.pagination import ListOf
 from app.queue import Publisher, enqueue
 from app.storage import ObjectNotFoundError, ObjectStorage
 

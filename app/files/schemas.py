@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import BaseModel
 
 from app.models import File
+from app.pagination import ListWithEnds
 
 
 class FileObject(BaseModel):
@@ -34,14 +35,8 @@ class FileObject(BaseModel):
         )
 
 
-class FileList(BaseModel):
+class FileList(ListWithEnds[FileObject]):
     """A page of files."""
-
-    object: Literal["list"] = "list"
-    data: list[FileObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class FileDeleted(BaseModel):

@@ -19,7 +19,7 @@ from app.files.schemas import FileDeleted, FileList, FileObject
 from app.files.upload import ReceivedFile, UploadReceiver
 from app.ids import new_id
 from app.models import File
-from app.pagination import Order
+from app.pagination import Order, ends
 from app.projects.quotas import check_room, room_bytes
 from app.storage import ObjectStorage, file_key
 
@@ -118,12 +118,7 @@ class FileService:
                 session, tenant.project_id, purpose=purpose, after=after, limit=limit, order=order
             )
         data = [FileObject.from_row(row) for row in page.items]
-        return FileList(
-            data=data,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-            has_more=page.has_more,
-        )
+        return FileList(data=data, has_more=page.has_more, **ends(data))
 
     def get(self, tenant: Tenant, file_id: str) -> FileObject:
         return FileObject.from_row(self._row(tenant, file_id))

@@ -11,8 +11,8 @@ from starlette.concurrency import run_in_threadpool
 from app.dependencies import ServicesDep, TenantDep
 from app.errors import InvalidRequestError
 from app.idempotency.route import CreatingRoute
-from app.jobs.schemas import CheckpointList, EventObject, JobCreate, JobObject, ListOf
-from app.pagination import After
+from app.jobs.schemas import CheckpointList, EventObject, JobCreate, JobObject
+from app.pagination import After, ListOf
 
 router = APIRouter(route_class=CreatingRoute, prefix="/v1/fine_tuning/jobs", tags=["Fine-tuning"])
 

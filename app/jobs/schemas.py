@@ -1,7 +1,7 @@
 """Bodies of requests and responses about fine-tuning jobs: OpenAI's, plus `safety`, `phase` and `plan`."""
 
 import time
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
@@ -9,8 +9,7 @@ from app.contracts.job_progress import JobProgress
 from app.contracts.protection import AUTO, Protection
 from app.contracts.states import JobPhase, JobStatus
 from app.models import Checkpoint, Evaluation, Event, Job, Preflight
-
-T = TypeVar("T")
+from app.pagination import ListWithEnds
 
 
 def _none_if_auto(value: object) -> object:
@@ -301,19 +300,8 @@ class CheckpointObject(BaseModel):
         )
 
 
-class ListOf(BaseModel, Generic[T]):
-    """A page of objects."""
-
-    object: Literal["list"] = "list"
-    data: list[T]
-    has_more: bool
-
-
-class CheckpointList(ListOf[CheckpointObject]):
+class CheckpointList(ListWithEnds[CheckpointObject]):
     """A page of checkpoints."""
-
-    first_id: str | None
-    last_id: str | None
 
 
 def _method(row: Job) -> dict[str, Any]:

@@ -19,9 +19,10 @@ from app.jobs import repository
 from app.jobs.admission import admit
 from app.jobs.control import JobControl
 from app.jobs.line import Line
-from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject, ListOf
+from app.jobs.schemas import CheckpointList, CheckpointObject, EventObject, JobCreate, JobObject
 from app.jobs.streaming import EventStreams
 from app.models import Job, add_event
+from app.pagination import ListOf, ends
 from app.projects.quotas import check_new_job
 from app.queue import Publisher, enqueue
 
@@ -168,12 +169,7 @@ class JobService:
             job = get_job(session, tenant, job_id)
             page = repository.checkpoints_page(session, job.id, after=after, limit=limit)
         data = [CheckpointObject.from_row(checkpoint) for checkpoint in page.items]
-        return CheckpointList(
-            data=data,
-            has_more=page.has_more,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-        )
+        return CheckpointList(data=data, has_more=page.has_more, **ends(data))
 
 
 def get_job(session: Session, tenant: Tenant, job_id: str) -> Job:

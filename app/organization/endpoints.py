@@ -12,11 +12,10 @@ from app.organization.schemas import (
     KeyDeleted,
     KeyObject,
     NewKeyObject,
-    PageOf,
     ProjectCreate,
     ProjectObject,
 )
-from app.pagination import After
+from app.pagination import After, ListWithEnds
 
 router = APIRouter(route_class=CreatingRoute, prefix="/v1/organization", tags=["Administration"])
 
@@ -31,7 +30,9 @@ def create_project(body: ProjectCreate, admin: AdminDep, services: ServicesDep) 
 
 
 @router.get("/projects")
-def list_projects(_: AdminDep, services: ServicesDep, after: After = None, limit: Limit = 20) -> PageOf[ProjectObject]:
+def list_projects(
+    _: AdminDep, services: ServicesDep, after: After = None, limit: Limit = 20
+) -> ListWithEnds[ProjectObject]:
     """All projects, the newest first."""
     return services.organization.projects(after=after, limit=limit)
 
@@ -53,7 +54,7 @@ def create_key(project_id: str, body: KeyCreate, admin: AdminDep, services: Serv
 @router.get("/projects/{project_id}/api_keys")
 def list_keys(
     project_id: str, _: AdminDep, services: ServicesDep, after: After = None, limit: Limit = 20
-) -> PageOf[KeyObject]:
+) -> ListWithEnds[KeyObject]:
     """A project's keys, the newest first, with those that were revoked or have expired."""
     return services.organization.keys(project_id, after=after, limit=limit)
 
@@ -79,6 +80,6 @@ def list_audit_logs(
     event_types: Annotated[list[Filter], Query(alias="event_types[]", max_length=100)] = [],  # noqa: B006
     after: After = None,
     limit: Limit = 20,
-) -> PageOf[AuditLogObject]:
+) -> ListWithEnds[AuditLogObject]:
     """Who did what in all projects, the newest first. `unforgotten audit verify` shows that nothing was taken out."""
     return services.organization.audit_log(project_ids=project_ids, event_types=event_types, after=after, limit=limit)

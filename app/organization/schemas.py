@@ -1,6 +1,6 @@
 """Bodies of requests and responses of the administration: OpenAI's, plus what it keeps to its dashboard."""
 
-from typing import Annotated, Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
@@ -8,8 +8,6 @@ from app.audit.log import OPERATOR, SERVICE
 from app.auth.service import KEY_PREFIX
 from app.jobs.schemas import RequestBody
 from app.models import ApiKey, AuditEntry, Project
-
-T = TypeVar("T")
 
 MAX_EXPIRY_SECONDS = 10 * 365 * 86_400
 
@@ -38,16 +36,6 @@ class KeyCreate(RequestBody):
     expires_in_seconds: Annotated[int, Field(strict=True, ge=1, le=MAX_EXPIRY_SECONDS)] | None = None
     is_admin: Annotated[bool, Field(strict=True)] = False
     """May use these endpoints."""
-
-
-class PageOf(BaseModel, Generic[T]):
-    """A page of a list."""
-
-    object: Literal["list"] = "list"
-    data: list[T]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class ProjectObject(BaseModel):

@@ -21,10 +21,10 @@ from app.organization.schemas import (
     KeyDeleted,
     KeyObject,
     NewKeyObject,
-    PageOf,
     ProjectCreate,
     ProjectObject,
 )
+from app.pagination import ListWithEnds, ends
 
 _PROJECT_PREFIX = "proj_"
 _AUDIT_ID = re.compile(rf"{AUDIT_PREFIX}([1-9][0-9]{{0,17}})")
@@ -47,11 +47,11 @@ class OrganizationService:
             project = add_project(session, admin.key_id, created_id(_PROJECT_PREFIX), request.name)
             return ProjectObject.from_row(project)
 
-    def projects(self, *, after: str | None, limit: int) -> PageOf[ProjectObject]:
+    def projects(self, *, after: str | None, limit: int) -> ListWithEnds[ProjectObject]:
         with self.database.reading() as session:
             page = keys.projects_page(session, after=after, limit=limit)
         data = [ProjectObject.from_row(row) for row in page.items]
-        return PageOf(data=data, **_ends([item.id for item in data]), has_more=page.has_more)
+        return ListWithEnds(data=data, **ends(data), has_more=page.has_more)
 
     def project(self, project_id: str) -> ProjectObject:
         with self.database.reading() as session:
@@ -71,13 +71,13 @@ class OrganizationService:
             )
             return NewKeyObject.issued(issued.row, _now(session), issued.secret)
 
-    def keys(self, project_id: str, *, after: str | None, limit: int) -> PageOf[KeyObject]:
+    def keys(self, project_id: str, *, after: str | None, limit: int) -> ListWithEnds[KeyObject]:
         with self.database.reading() as session:
             _project(session, project_id)
             page = keys.keys_page(session, project_id, after=after, limit=limit)
             now = _now(session)
         data = [KeyObject.from_row(row, now) for row in page.items]
-        return PageOf(data=data, **_ends([item.id for item in data]), has_more=page.has_more)
+        return ListWithEnds(data=data, **ends(data), has_more=page.has_more)
 
     def key(self, project_id: str, key_id: str) -> KeyObject:
         with self.database.reading() as session:
@@ -92,7 +92,7 @@ class OrganizationService:
 
     def audit_log(
         self, *, project_ids: Sequence[str], event_types: Sequence[str], after: str | None, limit: int
-    ) -> PageOf[AuditLogObject]:
+    ) -> ListWithEnds[AuditLogObject]:
         """The newest first.
 
         Raises:
@@ -104,7 +104,7 @@ class OrganizationService:
                 session, project_ids=project_ids, actions=event_types, before_seq=before_seq, limit=limit + 1
             )
         data = [AuditLogObject.from_row(row) for row in found[:limit]]
-        return PageOf(data=data, **_ends([item.id for item in data]), has_more=len(found) > limit)
+        return ListWithEnds(data=data, **ends(data), has_more=len(found) > limit)
 
 
 def _project(session: Session, project_id: str) -> Project:
@@ -130,7 +130,3 @@ def _seq(after: str) -> int:
     if match is None:
         raise InvalidRequestError(f"No item {after!r} to continue after.", param="after")
     return int(match.group(1))
-
-
-def _ends(ids: list[str]) -> dict[str, str | None]:
-    return {"first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None}

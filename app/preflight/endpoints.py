@@ -6,8 +6,7 @@ from fastapi import APIRouter, Query
 
 from app.dependencies import ServicesDep, TenantDep
 from app.idempotency.route import CreatingRoute
-from app.jobs.schemas import ListOf
-from app.pagination import After
+from app.pagination import After, ListOf
 from app.preflight.schemas import PreflightCreate, PreflightObject
 
 router = APIRouter(route_class=CreatingRoute, prefix="/v1/safety/preflight", tags=["Safety"])

@@ -10,8 +10,8 @@ from app.errors import NotFoundError
 from app.files.service import checked_file
 from app.idempotency.created import created_id, made_before
 from app.jobs.requirements import require_readable
-from app.jobs.schemas import ListOf
 from app.models import Preflight
+from app.pagination import ListOf
 from app.preflight import repository
 from app.preflight.schemas import PreflightCreate, PreflightObject
 from app.queue import Publisher, enqueue

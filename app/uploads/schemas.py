@@ -8,6 +8,7 @@ from app.contracts.states import UploadStatus
 from app.files.schemas import FileObject
 from app.jobs.schemas import RequestBody, Text
 from app.models import File, Upload, UploadPart
+from app.pagination import ListWithEnds
 
 MAX_PARTS = 10_000
 
@@ -84,11 +85,5 @@ class PartObject(BaseModel):
         )
 
 
-class PartList(BaseModel):
+class PartList(ListWithEnds[PartObject]):
     """A page of parts."""
-
-    object: Literal["list"] = "list"
-    data: list[PartObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool

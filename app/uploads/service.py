@@ -24,7 +24,7 @@ from app.files.upload import ReceivedFile
 from app.idempotency.created import created_id, made_before
 from app.ids import new_id
 from app.models import Upload, UploadPart
-from app.pagination import Order
+from app.pagination import Order, ends
 from app.projects.quotas import check_room
 from app.storage import ObjectNotFoundError, ObjectStorage, file_key, upload_key
 from app.uploads import repository
@@ -127,12 +127,7 @@ class UploadService:
                 raise _missing(upload_id)
             page = repository.parts_page(session, upload_id, after=after, limit=limit, order=order)
         data = [PartObject.from_row(part) for part in page.items]
-        return PartList(
-            data=data,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-            has_more=page.has_more,
-        )
+        return PartList(data=data, has_more=page.has_more, **ends(data))
 
     def begin_part(self, tenant: Tenant, upload_id: str, headers: Headers) -> PartReceiver:
         """Raises ServiceError where the upload takes no parts, or the headers show that this is none."""

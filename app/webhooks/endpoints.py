@@ -7,8 +7,7 @@ from fastapi import APIRouter, Body, Depends, Query
 from app.contracts.webhooks import WebhookEventType
 from app.dependencies import ServicesDep, TenantDep, find_tenant
 from app.idempotency.route import CreatingRoute
-from app.jobs.schemas import ListOf
-from app.pagination import After
+from app.pagination import After, ListOf
 from app.webhooks.schemas import (
     SecretRotate,
     WebhookDeliveryObject,

@@ -8,6 +8,7 @@ from app.contracts.states import DeliveryStatus
 from app.contracts.webhooks import EventSubject, WebhookEvent, WebhookEventType
 from app.jobs.schemas import RequestBody, Text
 from app.models import WebhookDelivery, WebhookEndpoint
+from app.pagination import ListWithEnds
 from app.webhooks.guard import MAX_URL_CHARACTERS
 from app.webhooks.signing import hint
 
@@ -91,14 +92,8 @@ def _fields(row: WebhookEndpoint) -> dict[str, object]:
     }
 
 
-class WebhookEndpointList(BaseModel):
+class WebhookEndpointList(ListWithEnds[WebhookEndpointObject]):
     """A page of endpoints."""
-
-    object: Literal["list"] = "list"
-    data: list[WebhookEndpointObject]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 class WebhookEndpointDeleted(BaseModel):

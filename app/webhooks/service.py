@@ -12,8 +12,8 @@ from app.contracts.webhooks import EventSubject, WebhookEvent, WebhookEventType
 from app.db import Database, db_now
 from app.errors import InvalidRequestError, NotFoundError, UnsupportedError
 from app.idempotency.created import created_id, made_before
-from app.jobs.schemas import ListOf
 from app.models import WebhookEndpoint
+from app.pagination import ListOf, ends
 from app.webhooks import repository
 from app.webhooks.guard import ForbiddenUrlError
 from app.webhooks.schemas import (
@@ -74,12 +74,7 @@ class WebhookService:
         with self.database.reading() as session:
             page = repository.list_page(session, tenant.project_id, after=after, limit=limit)
         data = [WebhookEndpointObject.from_row(row) for row in page.items]
-        return WebhookEndpointList(
-            data=data,
-            first_id=data[0].id if data else None,
-            last_id=data[-1].id if data else None,
-            has_more=page.has_more,
-        )
+        return WebhookEndpointList(data=data, has_more=page.has_more, **ends(data))
 
     def get(self, tenant: Tenant, endpoint_id: str) -> WebhookEndpointObject:
         with self.database.reading() as session:
