@@ -29,17 +29,13 @@ def read_tools(value: object, path: str, found: LineFindings) -> tuple[Tool, ...
     if len(value) > MAX_TOOLS:
         found.problem(path, LineCode.BAD_TOOLS, f"there are more than {MAX_TOOLS} tools", "Offer fewer.")
         return ()
-    tools: list[Tool] = []
+    tools: dict[str, Tool] = {}
     for index, item in enumerate(value):
         tool = _tool(item, f"{path}[{index}]", found)
-        if tool is None:
-            continue
-        if any(tool.name == other.name for other in tools):
+        if tool is not None and tools.setdefault(tool.name, tool) is not tool:
             what = "a tool before this one has the same name"
             found.problem(f"{path}[{index}].function.name", LineCode.BAD_TOOLS, what, "Give each its own name.")
-            continue
-        tools.append(tool)
-    return tuple(tools)
+    return tuple(tools.values())
 
 
 def read_calls(value: object, path: str, found: LineFindings) -> tuple[ToolCall, ...]:
@@ -50,17 +46,13 @@ def read_calls(value: object, path: str, found: LineFindings) -> tuple[ToolCall,
         what = f"tool_calls is {kind_of(value)}, not a list"
         found.problem(path, LineCode.BAD_MESSAGE, what, "List the calls, or leave tool_calls out.")
         return ()
-    calls: list[ToolCall] = []
+    calls: dict[str, ToolCall] = {}
     for index, item in enumerate(value):
         call = _call(item, f"{path}[{index}]", found)
-        if call is None:
-            continue
-        if any(call.id == other.id for other in calls):
+        if call is not None and calls.setdefault(call.id, call) is not call:
             what = "a call before this one has the same id"
             found.problem(f"{path}[{index}].id", LineCode.BAD_MESSAGE, what, "Give each call its own id.")
-            continue
-        calls.append(call)
-    return tuple(calls)
+    return tuple(calls.values())
 
 
 def _tool(value: object, path: str, found: LineFindings) -> Tool | None:
