@@ -28,6 +28,7 @@ from workers.modeling.loading import LoadedModel, autocast, load
 from workers.modeling.packing import packed_attention
 
 NONE, DER = "none", "der"
+STEPS_RECORDED = 4
 
 
 class Step(NamedTuple):
@@ -165,11 +166,14 @@ class Bench:
 
         return self._counted(step, number)
 
-    def teacher_step(self, loop: TrainingLoop, number: int) -> Step:
-        """The forward alone of a step's rows, with the adapter off."""
+    def teacher_passes(self, loop: TrainingLoop, number: int) -> Step:
+        """The forward alone of the rows of STEPS_RECORDED steps from this one on, as it is made before training: with
+        the adapter off, and in as few passes as go into memory."""
+        rows = [row for k in range(STEPS_RECORDED) for row in loop.rows_of((number + k) % loop.num_steps)]
 
         def step() -> bool:
-            self.backbone.teacher_states(loop.rows_of(number))
+            for _ in self.backbone.teacher_passes(rows, every_position=True):
+                pass
             return False
 
         return self._counted(step, number)

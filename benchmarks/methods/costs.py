@@ -77,7 +77,7 @@ def minima(bench: Bench, user_tokens: float, forward_share: float, steps: Sequen
         "agem": Minimum("2: user's rows, memory rows", with_one),
         "safegrad": Minimum("2: user's rows, memory rows", with_one),
         "refresh": Minimum("2, each as derpp's", 2 * with_two),
-        "lwf": Minimum("1 and a forward", 1 + forward_share),
+        "lwf": Minimum("1, and a forward before the first epoch", 1 + forward_share),
         "lisa": Minimum(f"1, on memory rows in {lisa.alignment_steps} step of {cycle}", mixed),
     }
 

@@ -23,6 +23,7 @@ def tokens(setting: Setting) -> dict[str, list[Step]]:
     loops = {name: bench.loop_of(parts) for name, parts in STEPS.items()}
     with bench.training(list(loops.values())):
         found = {name: [bench.step(loop, n) for n in range(ROUNDS)] for name, loop in loops.items()}
+        found["forward before training"] = [bench.teacher_passes(loops["none"], 0)]
         found["naive der"] = [bench.naive_step(loops["der"], n) for n in range(ROUNDS)]
         found["none on der's rows"] = [bench.plain_step(loops["none"], loops["der"], n) for n in range(ROUNDS)]
     return found
@@ -45,7 +46,9 @@ class TestTokens:
         assert all(step.forward_tokens == 0 for name in ("der", "agem", "refresh") for step in tokens[name])
 
     def test_of_teachers_are_forward_alone(self, tokens: dict[str, list[Step]], setting: Setting) -> None:
-        assert [s.forward_tokens for s in tokens["lwf"]] == [s.gradient_tokens for s in tokens["none"]]
+        assert tokens["lwf"] == tokens["none"]
+        (before,) = tokens["forward before training"]
+        assert (before.forward_tokens, before.gradient_tokens) == (_total(tokens["none"]), 0)
         assert sum(s.forward_tokens for s in tokens["naive der"]) == _replayed(setting, draws=1)
 
     def test_of_lisa_are_the_memorys_in_its_turn(self, tokens: dict[str, list[Step]]) -> None:

@@ -1,6 +1,7 @@
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -38,6 +39,7 @@ class ByHand:
     def __init__(self, teacher: Sequence[Sequence[float]], **settings: Any) -> None:
         self.device = torch.device("cpu")
         self.head = OutputHead(torch.eye(2))
+        self.model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(2, 2))
         self._teacher = torch.tensor(teacher)
         self._method = LearningWithoutForgetting(Lwf(**settings))
         backbone = cast("Backbone", self)
@@ -47,9 +49,11 @@ class ByHand:
             )
         )
 
-    def teacher_states(self, rows: Sequence[TokenRow], *, every_position: bool) -> torch.Tensor:
+    def teacher_passes(
+        self, rows: Sequence[TokenRow], *, every_position: bool
+    ) -> Iterator[tuple[Sequence[TokenRow], torch.Tensor]]:
         assert list(rows) == [self.ROW]
-        return self._teacher if every_position else self._teacher[1:2]
+        yield rows, self._teacher if every_position else self._teacher[1:2]
 
     def loss(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """With a cross-entropy of 0.5."""
@@ -113,10 +117,17 @@ class TestOneStep:
     @pytest.mark.parametrize("tokens", [WHOLE, CUT])
     @pytest.mark.parametrize("family", ["llama", "mistral", "gemma", "gemma2"])
     def test_has_the_gradients_of_the_literal_formula(
-        self, family: Family, tokens: int, method: dict[str, Any], prepared_bases: PreparedBases, tmp_path: Path
+        self,
+        family: Family,
+        tokens: int,
+        method: dict[str, Any],
+        prepared_bases: PreparedBases,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        # Of two epochs, states are recorded beforehand; of one, the teacher runs beside the step.
-        chosen = plan(method, num_epochs=2 if tokens == WHOLE else 1, micro_batch_tokens=tokens)
+        # States are recorded beforehand, or where there is no room for them the teacher runs beside the step.
+        monkeypatch.setattr(module, "CACHE_BYTES", 2**30 if tokens == WHOLE else 0)
+        chosen = plan(method, micro_batch_tokens=tokens)
         run = ProofRun(prepared_bases.of(family), method, tmp_path, chosen)
         distance = distance_by_the_paper(run, method)
         expected = run.reference_gradients(run.cross_entropy(run.loop.rows_of(0)) + 3.0 * distance)
@@ -152,15 +163,16 @@ class TestTeacher:
         handle.remove()
         return len(count), run
 
-    def test_runs_once_for_each_row_of_an_epoch_and_never_for_recorded_ones(
+    def test_runs_for_rows_beyond_the_cache_alone(
         self, prepared: Artefacts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        assert self.forwards(prepared, tmp_path / "one", 1)[0] == 9 + 9
+        assert self.forwards(prepared, tmp_path / "one", 1)[0] == 9
         num_forwards, whole = self.forwards(prepared, tmp_path / "three", 3)
         assert num_forwards == 27
         # Room for the states of the first four rows (32 hidden units, float32), so five are computed each time.
         num_tokens = sum(len(row.ids) for row in whole.loop.rows[:4])
         monkeypatch.setattr(module, "CACHE_BYTES", (num_tokens + 1) * 32 * 4)
+        assert self.forwards(prepared, tmp_path / "first", 1)[0] == 9 + 5
         num_forwards, part = self.forwards(prepared, tmp_path / "some", 3)
         assert num_forwards == 27 + 15
         assert part.method.counters()["lwf_kept_rows"] == 4.0
