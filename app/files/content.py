@@ -7,8 +7,9 @@ files are checked line by line; an adapter's archive is kept as it comes, and on
 import hashlib
 from dataclasses import dataclass
 
-from app.contracts.chat_file import ChatFileValidator, InvalidChatFileError
+from app.contracts.chat_file import InvalidChatFileError
 from app.contracts.datasets import FileValidation
+from app.contracts.file_validator import ChatFileValidator
 from app.errors import InvalidRequestError
 from app.files.purposes import ADAPTER
 from app.storage import ObjectStorage, ObjectWriter

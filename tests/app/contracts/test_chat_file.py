@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.contracts.chat import ChatRow
-from app.contracts.chat_file import ChatFileValidator, InvalidChatFileError, read_rows
+from app.contracts.chat_file import InvalidChatFileError, read_rows
 from app.contracts.chat_line import LONG_ROW_CHARACTERS, parse_line
 from app.contracts.datasets import FileValidation, LineCode
+from app.contracts.file_validator import ChatFileValidator
 from app.contracts.strict_json import MAX_DEPTH
 from tests.app.helpers import chat_file, chat_line
 

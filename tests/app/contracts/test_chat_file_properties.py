@@ -8,8 +8,9 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.contracts.chat_file import ChatFileValidator, InvalidChatFileError
+from app.contracts.chat_file import InvalidChatFileError
 from app.contracts.datasets import MAX_LISTED_PROBLEMS, FileValidation
+from app.contracts.file_validator import ChatFileValidator
 
 MAX_LINE_BYTES = 200
 THOROUGH = settings(max_examples=400, deadline=None, derandomize=True)

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from app.contracts.chat import ChatRow, PreferenceRow
 from app.contracts.chat_file import (
-    ChatFileValidator,
     InvalidChatFileError,
     read_preference_rows,
     read_rows,
@@ -18,6 +17,7 @@ from app.contracts.chat_file import (
 )
 from app.contracts.chat_line import ParsedLine, parse_line
 from app.contracts.datasets import DataFormat, FileValidation
+from app.contracts.file_validator import ChatFileValidator
 
 USER = {"role": "user", "content": "When is high water?"}
 ANSWER = {"role": "assistant", "content": "At noon."}

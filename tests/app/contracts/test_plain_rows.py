@@ -7,10 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.contracts import chat_file
-from app.contracts.chat_file import ChatFileValidator, InvalidChatFileError
+from app.contracts import file_validator
+from app.contracts.chat_file import InvalidChatFileError
 from app.contracts.chat_line import LONG_ROW_CHARACTERS, parse_line
 from app.contracts.datasets import FileValidation
+from app.contracts.file_validator import ChatFileValidator
 from app.contracts.plain_rows import plain_rows
 from app.contracts.repeated_rows import RepeatedRows
 
@@ -159,7 +160,7 @@ def test_a_file_is_told_the_same_without_the_quick_reading(found: list[bytes], e
     data = b"\n".join([GOOD, *found]) + b"\n" * ends_well
     quick = _told(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat_file, "plain_rows", lambda _: None)
+        patch.setattr(file_validator, "plain_rows", lambda _: None)
         assert _told(data) == quick
 
 
@@ -179,7 +180,7 @@ def test_a_few_lines_that_need_a_look_leave_the_others_to_the_quick_reading(monk
         carefully.append(number)
         return parse_line(line, number, expected)
 
-    monkeypatch.setattr(chat_file, "parse_line", parse)
+    monkeypatch.setattr(file_validator, "parse_line", parse)
     odd = line_of({**USER, "name": "a"}, ANSWER)
     found = [
         odd if number in {40, 41, 700} else line_of({**USER, "content": f"{number}?"}, ANSWER) for number in range(900)

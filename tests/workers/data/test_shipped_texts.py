@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from app.contracts.chat_file import ChatFileValidator, read_rows
+from app.contracts.chat_file import read_rows
 from app.contracts.evaluation import Verdict
+from app.contracts.file_validator import ChatFileValidator
 from workers.data import (
     ADAPTERS_DIR,
     ALIGNMENT_FILE,

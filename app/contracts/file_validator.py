@@ -1,0 +1,234 @@
+"""Checks a training file while it streams in, by the rules that read it again when it trains.
+
+Memory stays bounded whatever is sent: a piece and one line are held at a time, at most MAX_LISTED_PROBLEMS problems and
+warnings are kept (all are counted), and of repeated rows no more is kept than RepeatedRows does.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+from app.contracts.chat import ChatRow, PreferenceRow
+from app.contracts.chat_file import InvalidChatFileError
+from app.contracts.chat_line import ParsedLine, parse_line, texts_of
+from app.contracts.datasets import (
+    MAX_LISTED_PROBLEMS,
+    DataFormat,
+    FileStatistics,
+    FileValidation,
+    LineCode,
+    LineProblem,
+)
+from app.contracts.file_lines import BOM, LineSplitter, other_kind
+from app.contracts.plain_rows import PlainRow, PlainRows, plain_rows
+from app.contracts.repeated_rows import RepeatedRows
+
+DEFAULT_MAX_LINE_BYTES = 1024 * 1024
+DEFAULT_MIN_EXAMPLES = 10
+
+
+class ChatFileValidator:
+    """Feed it the file in pieces of any size, then call `finish`."""
+
+    def __init__(
+        self, *, max_line_bytes: int = DEFAULT_MAX_LINE_BYTES, min_examples: int = DEFAULT_MIN_EXAMPLES
+    ) -> None:
+        self._lines = LineSplitter(max_line_bytes)
+        self._number = 0
+        self._min_examples = min_examples
+        self._problems: list[LineProblem] = []
+        self._warnings: list[LineProblem] = []
+        self._num_problems = 0
+        self._num_warnings = 0
+        self._num_filled_lines = 0
+        self._is_hopeless = False
+        self._format: DataFormat | None = None
+        self._seen = RepeatedRows()
+        self._tally = _Tally()
+
+    @property
+    def has_problems(self) -> bool:
+        return self._num_problems > 0
+
+    def feed(self, data: bytes) -> None:
+        """Checks the lines that `data` completes."""
+        self._take(self._lines.feed(data))
+
+    def finish(self) -> FileValidation:
+        """Checks the last line and the file as a whole.
+
+        Raises:
+            InvalidChatFileError: Something is wrong; nothing of the file should be used.
+        """
+        self._take(self._lines.finish())
+        if self._num_filled_lines == 0:
+            fix = f"Upload at least {self._min_examples} rows, one a line."
+            self._add_problem(_whole_file(LineCode.EMPTY_FILE, "There is nothing in the file", fix))
+        elif not self._num_problems and self._tally.num_rows < self._min_examples:
+            num_rows = self._tally.num_rows
+            what = f"The file has {num_rows} example{'s' if num_rows != 1 else ''}"
+            fix = f"Training needs at least {self._min_examples}."
+            self._add_problem(_whole_file(LineCode.TOO_FEW_ROWS, what, fix))
+        if self._num_problems:
+            raise InvalidChatFileError(self._problems, self._num_problems)
+        return FileValidation(
+            format=self._format or "chat",
+            statistics=FileStatistics(**asdict(self._tally)),
+            num_warnings=self._num_warnings,
+            warnings=self._warnings,
+        )
+
+    def _take(self, lines: list[bytes | None]) -> None:
+        if self._is_hopeless or not lines:
+            return
+        found = self._plain_rows(lines)
+        if found is not None:
+            self._count_plain(found)
+        elif len(lines) == 1:
+            self._number += 1
+            self._look(self._number, lines[0])
+        else:
+            # Halves, down to the lines that need a closer look: these few cost little more than they would alone.
+            half = len(lines) // 2
+            self._take(lines[:half])
+            self._take(lines[half:])
+
+    def _plain_rows(self, lines: list[bytes | None]) -> PlainRows | None:
+        if self._format != "chat":
+            return None
+        whole = [line for line in lines if line is not None]
+        return plain_rows(whole) if len(whole) == len(lines) else None
+
+    def _look(self, number: int, line: bytes | None) -> None:
+        if number == 1 and line is not None:
+            line = self._without_bom(line)
+            unusable = other_kind(line)
+            if unusable is not None:
+                # Of a file of another kind a list of bad lines helps nobody.
+                self._is_hopeless = True
+                self._num_filled_lines += 1
+                self._add_problem(unusable)
+                return
+        if line is None:
+            self._num_filled_lines += 1
+            self._add_problem(self._lines.too_long(number))
+        elif not line.strip():
+            self._warn_of(_blank_line, number)
+        else:
+            self._num_filled_lines += 1
+            parsed = parse_line(line, number, self._format)
+            self._format = self._format or parsed.format
+            self._count(parsed)
+
+    def _without_bom(self, line: bytes) -> bytes:
+        if not line.startswith(BOM):
+            return line
+        fix = "Save the file as UTF-8 without one."
+        what = "the file starts with a byte order mark, which was left out"
+        self._warn(LineProblem(line=1, path="", code=LineCode.BOM, message=what, fix=fix))
+        return line[len(BOM) :]
+
+    def _count(self, parsed: ParsedLine) -> None:
+        for problem in parsed.problems:
+            self._add_problem(problem)
+        for warning in parsed.warnings:
+            self._warn(warning)
+        if parsed.row is None:
+            return
+        row = parsed.row
+        texts = texts_of(row)
+        num_assistant = sum(message.role == "assistant" for message in row.messages)
+        length = sum(map(len, texts))
+        self._tally.add(
+            num_rows=1,
+            num_messages=len(texts),
+            num_assistant_messages=num_assistant + (2 if isinstance(row, PreferenceRow) else 0),
+            num_rows_with_system=row.messages[0].role == "system",
+            num_rows_with_tools=row.has_tools,
+            num_characters=length,
+            longest_row_characters=length,
+        )
+        self._note_repeated([row], self._number)
+
+    def _count_plain(self, found: PlainRows) -> None:
+        num_turns = found.num_messages - found.num_with_system
+        self._num_filled_lines += len(found.rows)
+        self._tally.add(
+            num_rows=len(found.rows),
+            num_messages=found.num_messages,
+            num_assistant_messages=num_turns // 2,
+            num_rows_with_system=found.num_with_system,
+            num_characters=found.num_characters,
+            longest_row_characters=found.longest_characters,
+        )
+        self._note_repeated(found.rows, self._number + 1)
+        self._number += len(found.rows)
+
+    def _note_repeated(self, rows: Sequence[ChatRow | PreferenceRow | PlainRow], first_number: int) -> None:
+        for index in self._seen.add(rows):
+            self._tally.num_duplicate_rows += 1
+            self._warn_of(_repeated_row, first_number + index)
+
+    def _add_problem(self, problem: LineProblem) -> None:
+        self._num_problems += 1
+        if len(self._problems) < MAX_LISTED_PROBLEMS:
+            self._problems.append(problem)
+
+    def _warn_of(self, make: Callable[[int], LineProblem], number: int) -> None:
+        # Made only while it will be kept: a file may hold nothing but millions of these.
+        if len(self._warnings) < MAX_LISTED_PROBLEMS:
+            self._warnings.append(make(number))
+        self._num_warnings += 1
+
+    def _warn(self, warning: LineProblem) -> None:
+        self._num_warnings += 1
+        if len(self._warnings) < MAX_LISTED_PROBLEMS:
+            self._warnings.append(warning)
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What FileStatistics will say."""
+
+    num_rows: int = 0
+    num_messages: int = 0
+    num_assistant_messages: int = 0
+    num_rows_with_system: int = 0
+    num_rows_with_tools: int = 0
+    num_duplicate_rows: int = 0
+    num_characters: int = 0
+    longest_row_characters: int = 0
+
+    def add(
+        self,
+        *,
+        num_rows: int,
+        num_messages: int,
+        num_assistant_messages: int,
+        num_rows_with_system: int,
+        num_rows_with_tools: int = 0,
+        num_characters: int,
+        longest_row_characters: int,
+    ) -> None:
+        """Counts some rows."""
+        self.num_rows += num_rows
+        self.num_messages += num_messages
+        self.num_assistant_messages += num_assistant_messages
+        self.num_rows_with_system += num_rows_with_system
+        self.num_rows_with_tools += num_rows_with_tools
+        self.num_characters += num_characters
+        self.longest_row_characters = max(self.longest_row_characters, longest_row_characters)
+
+
+def _blank_line(number: int) -> LineProblem:
+    return LineProblem(
+        line=number, path="", code=LineCode.BLANK_LINE, message="the line is blank and was skipped", fix="Remove it."
+    )
+
+
+def _repeated_row(number: int) -> LineProblem:
+    what, fix = "the same row was there before", "Remove repeated rows, unless they should count more."
+    return LineProblem(line=number, path="", code=LineCode.DUPLICATE_ROW, message=what, fix=fix)
+
+
+def _whole_file(code: LineCode, message: str, fix: str) -> LineProblem:
+    return LineProblem(line=None, path="", code=code, message=message, fix=fix)
