@@ -36,6 +36,9 @@ class _Bar(RunControl):
         self._progress = progress
         self._task = progress.add_task("training", total=num_steps, loss="")
 
+    def on_rows_read(self, done: int, total: int) -> None:
+        self._progress.update(self._task, loss=f"reading rows before training, {done} of {total}")
+
     def on_step(self, metrics: StepMetrics) -> None:
         self._progress.update(self._task, completed=metrics.step, loss=f"loss {metrics.loss:.3f}")
 

@@ -91,6 +91,7 @@ class Backbone:
         scaling: float,
         ranks: Ranks | None = None,
         divisor: int = 1,
+        on_rows_read: Callable[[int, int], None] = lambda *_: None,
     ) -> None:
         self.model: PreTrainedModel = base.model
         self.head = head
@@ -109,6 +110,7 @@ class Backbone:
         self.ranks = ranks or Ranks()
         self._tokens = tokens
         self._divisor = divisor
+        self._on_rows_read = on_rows_read
 
     def forward(self, rows: Sequence[TokenRow]) -> Forward:
         """One forward over all of `rows`; the model must be in `packed_attention`."""
@@ -215,19 +217,15 @@ class Backbone:
     ) -> Iterator[tuple[list[TokenRow], torch.Tensor]]:
         """`teacher_states` of each distinct row of a whole data set, some rows at a time: only theirs are in memory.
 
-        The rows go together in a way that depends on nothing else, so that a resumed run finds the same bits.
+        The rows go together in a way that depends on nothing else, so that a resumed run finds the same bits. With a
+        whole upload it takes a good part of an epoch, so it is watched as steps are: see RunControl.on_rows_read.
         """
         longest_first = sorted(dict.fromkeys(rows), key=lambda row: -len(row.ids))
-        cut: list[TokenRow] = []
-        num_tokens = 0
-        for row in longest_first:
-            if cut and num_tokens + len(row.ids) > self._tokens:
-                yield cut, self.teacher_states(cut, every_position=every_position, adapted=adapted)
-                cut, num_tokens = [], 0
-            cut.append(row)
-            num_tokens += len(row.ids)
-        if cut:
+        num_read = 0
+        for cut in _cut(longest_first, self._tokens):
             yield cut, self.teacher_states(cut, every_position=every_position, adapted=adapted)
+            num_read += len(cut)
+            self._on_rows_read(num_read, len(longest_first))
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
@@ -238,6 +236,20 @@ class Backbone:
             yield
         finally:
             self.model.train(was_training)
+
+
+def _cut(rows: Sequence[TokenRow], most_tokens: int) -> Iterator[list[TokenRow]]:
+    """Rows in order, as many at a time as have so many tokens (one at least)."""
+    cut: list[TokenRow] = []
+    num_tokens = 0
+    for row in rows:
+        if cut and num_tokens + len(row.ids) > most_tokens:
+            yield cut
+            cut, num_tokens = [], 0
+        cut.append(row)
+        num_tokens += len(row.ids)
+    if cut:
+        yield cut
 
 
 def _picked(hidden_TH: torch.Tensor, rows: Sequence[TokenRow], starts: Sequence[int]) -> torch.Tensor:

@@ -112,7 +112,8 @@ def finetune(
     max_tokens = row_limit(base.model, plan.max_row_tokens)
     dataset = encode(base.codec, rows, plan, max_tokens=max_tokens)
     validation = _encode_validation(base.codec, validation_rows, plan, max_tokens) if validation_rows else ()
-    backbone = _with_fresh_adapter(base, plan, ranks, micro_batch_divisor)
+    control = control if control and ranks.is_first else RunControl()
+    backbone = _with_fresh_adapter(base, plan, ranks, micro_batch_divisor, control)
     objective = build_objective(plan, backbone)
     method = build_method(plan)
     loop = TrainingLoop(
@@ -124,7 +125,7 @@ def finetune(
         validation_rows=validation,
         checkpoint_dir=out_dir / CHECKPOINT_DIR,
         run_key=_run_key(base_hash, dataset, plan, artefacts, start_from),
-        control=control if control and ranks.is_first else RunControl(),
+        control=control,
     )
     memory = partial(_memory, artefacts, base, plan)
     context = MethodContext(backbone, dataset.rows, plan, artefacts, memory, loop.num_steps, objective)
@@ -188,12 +189,25 @@ def write_metrics(path: Path, history: Sequence[StepMetrics]) -> None:
             writer.writerow([m.step, f"{m.loss:.6f}", f"{m.token_accuracy:.6f}", *valid, *counted])
 
 
-def _with_fresh_adapter(base: LoadedModel, plan: TrainingPlan, ranks: Ranks, divisor: int) -> Backbone:
+def _with_fresh_adapter(
+    base: LoadedModel, plan: TrainingPlan, ranks: Ranks, divisor: int, control: RunControl
+) -> Backbone:
     peft_model = adapters.attach(base.model, plan.lora, seed=plan.seed)
     parameters = adapters.trainable_parameters(peft_model)
     head = output_head(base.model)
     tokens, scaling = plan.micro_batch_tokens, plan.lora.scaling
-    return Backbone(base, peft_model, head, parameters, tokens=tokens, scaling=scaling, ranks=ranks, divisor=divisor)
+    return Backbone(
+        base,
+        peft_model,
+        head,
+        parameters,
+        tokens=tokens,
+        scaling=scaling,
+        ranks=ranks,
+        divisor=divisor,
+        # One of several processes cannot end alone: the others would wait for it.
+        on_rows_read=(control if ranks.size == 1 else RunControl()).on_rows_read,
+    )
 
 
 @torch.no_grad()

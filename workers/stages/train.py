@@ -31,6 +31,10 @@ class _Reporter(RunControl):
         self._channel = context.channel
         self._num_steps = num_steps
         self._sent_at = 0.0
+        self._on_rows_read = context.channel.progress("reading the rows before training")
+
+    def on_rows_read(self, done: int, total: int) -> None:
+        self._on_rows_read(done, total)
 
     def on_step(self, metrics: StepMetrics) -> None:
         now = time.monotonic()

@@ -7,12 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from app.contracts.plan import TrainingPlan
 from tests.workers.conftest import TinyModels
 from tests.workers.conversations import row, short_rows
 from tests.workers.finetuning.runs import DER, NONE, StopAfter, adapter_bytes, plan, train
 from tests.workers.tiny import FAMILIES, Family
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.errors import DatasetRefused, TrainingDiverged, ValidationRefused
+from workers.finetuning.loop import RunControl
 from workers.finetuning.run import METRICS_FILE, finetune
 from workers.modeling.adapters import CONFIG_FILE, WEIGHTS_FILE, attach_saved
 from workers.modeling.loading import load
@@ -211,6 +213,36 @@ class TestMetricsFile:
 
 
 class TestControl:
+    @pytest.mark.parametrize(
+        ("chosen", "num_rows"),
+        [
+            (plan({"name": "lwf"}), 9),
+            (plan({"name": "constrained_sft"}), 9),
+            (plan(NONE, objective={"name": "dpo"}), 18),
+        ],
+        ids=["lwf", "constrained_sft", "dpo"],
+    )
+    def test_sees_the_rows_that_are_read_before_training_and_can_end_it(
+        self, chosen: TrainingPlan, num_rows: int, prepared: Artefacts, tmp_path: Path
+    ) -> None:
+        class Watch(StopAfter):
+            seen: tuple[tuple[int, int], ...] = ()
+
+            def on_rows_read(self, done: int, total: int) -> None:
+                assert not self.steps
+                self.seen = (*self.seen, (done, total))
+
+        class Impatient(RunControl):
+            def on_rows_read(self, done: int, total: int) -> None:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            train(prepared.model_dir, chosen, tmp_path, artefacts=prepared, control=Impatient())
+        assert not (tmp_path / "checkpoints").exists()
+        watch = Watch(1000)
+        train(prepared.model_dir, chosen, tmp_path, artefacts=prepared, control=watch)
+        assert watch.seen[-1] == (num_rows, num_rows)
+
     def test_sees_every_step_and_every_epoch(self, model_dir: Path, tmp_path: Path) -> None:
         class Watch(StopAfter):
             epochs: tuple[int, ...] = ()

@@ -307,6 +307,17 @@ class TestNextAttempt:
         assert phases == [JobPhase.EVALUATING, JobPhase.GATING, JobPhase.PACKAGING]
         assert adapter_bytes(folder) == adapter_bytes(job.folder)
 
+    def test_stops_while_the_rows_are_read_before_training(self, make_spec: MakeSpec, tmp_path: Path) -> None:
+        spec = make_spec(plan={"method": {"name": "constrained_sft"}})
+        listener = Listener(says("Training 4 steps"))
+        with pytest.raises(StopAsked):
+            run(spec, tmp_path / "stopped", listener)
+        assert listener.of(MetricsMessage) == []
+        assert list(finished_stages(listener)) == ["preflight"]
+        continued = run(spec.model_copy(update={"finished_stages": finished_stages(listener)}), tmp_path / "stopped")
+        assert continued.of(MetricsMessage)[0].step == 1
+        assert any(m.what == "reading the rows before training" for m in continued.of(ProgressMessage))
+
     def test_asked_to_stop_before_it_starts_does_nothing(self, make_spec: MakeSpec, tmp_path: Path) -> None:
         listener = Listener()
         listener.channel.ask_to_stop()

@@ -13,7 +13,8 @@ Differences: the paper's norm sums over hidden units, ours is a mean over them (
     write it as a cross-entropy, which differs by a constant; T^2 (Hinton et al. 2015) keeps the gradient's size.
     As in the original, what the old model says is recorded once, before training: rows that go forward together are
     quicker than a step's few (by a seventh on SmolLM2-135M), and later epochs have them for nothing. Rows beyond
-    `CACHE_BYTES` have the teacher's forward beside the step's own.
+    `CACHE_BYTES` have the teacher's forward beside the step's own, and so have all where several processes train
+    for one epoch.
     Of a preference pair both rows are held, for both are the upload's: where the wanted answer pulls the model to, and
     where the other one pushes it from.
 """
@@ -52,7 +53,9 @@ class LearningWithoutForgetting(Method):
 
     def prepare(self, context: MethodContext) -> None:
         self._backbone = context.backbone
-        if self._config.beta > 0.0:
+        # Each of several processes would record every row, and use its share of them once an epoch.
+        pays_off = context.plan.num_epochs > 1 or self._backbone.ranks.size == 1
+        if self._config.beta > 0.0 and pays_off:
             passes = self._backbone.teacher_passes(self._fitting(context.rows), every_position=self._every_position)
             for rows, states in passes:
                 self._kept.update(zip(rows, torch.split(states.cpu(), self._sizes(rows)), strict=True))

@@ -17,6 +17,7 @@ from tests.workers.finetuning.runs import NONE, plan, train
 from tests.workers.tiny import Family
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Backbone, Part
+from workers.finetuning.distributed import Ranks
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods import lwf as module
 from workers.finetuning.methods.lwf import LearningWithoutForgetting
@@ -39,6 +40,7 @@ class ByHand:
     def __init__(self, teacher: Sequence[Sequence[float]], **settings: Any) -> None:
         self.device = torch.device("cpu")
         self.head = OutputHead(torch.eye(2))
+        self.ranks = Ranks()
         self.model = SimpleNamespace(get_input_embeddings=lambda: torch.nn.Embedding(2, 2))
         self._teacher = torch.tensor(teacher)
         self._method = LearningWithoutForgetting(Lwf(**settings))
