@@ -63,18 +63,20 @@ class TestDriftAtTheFirstStep:
         ],
         ids=str,
     )
-    @pytest.mark.parametrize("num_epochs", [1, 2], ids=["one epoch", "teacher states kept over epochs"])
+    @pytest.mark.parametrize("cache_bytes", [2**30, 0], ids=["states recorded", "teacher beside the step"])
     def test_is_that_from_the_safe_base(
         self,
         method: dict[str, Any],
         counter: str,
-        num_epochs: int,
+        cache_bytes: int,
         model_dir: Path,
         prepared: Artefacts,
         tuned: Path,
         tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        chosen = plan(method, num_epochs=num_epochs, learning_rate=STILL)
+        monkeypatch.setattr("workers.finetuning.methods.lwf.CACHE_BYTES", cache_bytes)
+        chosen = plan(method, learning_rate=STILL)
         fresh = train(model_dir, chosen, tmp_path / "fresh", artefacts=prepared)
         continued = train(model_dir, chosen, tmp_path / "on", artefacts=prepared, start_from=tuned)
         # Refresh moves the parameters a little before it looks.

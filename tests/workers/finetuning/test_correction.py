@@ -7,16 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from app.contracts.plan import TrainingPlan
 from tests.workers.conftest import TinyModels
-from tests.workers.conversations import short_rows
 from tests.workers.finetuning.prepared import memory_entries
 from tests.workers.finetuning.runs import DER, NONE, StopAfter, plan, train
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.correction import correct
 from workers.finetuning.errors import ArtefactMissing, CheckpointDamaged
 from workers.finetuning.memory import write_entries
-from workers.finetuning.run import FinetuneResult, finetune
+from workers.finetuning.run import FinetuneResult
 from workers.modeling.adapters import read_pairs
 from workers.modeling.errors import ModelingError
 from workers.modeling.loading import load
@@ -35,25 +33,10 @@ def tuned(model_dir: Path, tmp_path: Path) -> Path:
     return found
 
 
-def go_on(
-    model_dir: Path, start_from: Path, out_dir: Path, chosen: TrainingPlan, artefacts: Artefacts | None = None
-) -> FinetuneResult:
-    return finetune(
-        load(model_dir, precision="fp32"),
-        short_rows(9),
-        chosen,
-        out_dir=out_dir,
-        base_name="tiny",
-        base_hash="hash of tiny",
-        artefacts=artefacts,
-        start_from=start_from,
-    )
-
-
 class TestStartFrom:
     def test_begins_where_the_adapter_is(self, model_dir: Path, tuned: Path, tmp_path: Path) -> None:
         still = plan(NONE, learning_rate=1e-12)
-        result = go_on(model_dir, tuned, tmp_path / "on", still)
+        result = train(model_dir, still, tmp_path / "on", start_from=tuned)
         assert result.adapter_dir is not None
         for name, pair in read_pairs(result.adapter_dir).items():
             before = read_pairs(tuned)[name]
@@ -66,7 +49,7 @@ class TestStartFrom:
         self, model_dir: Path, prepared: Artefacts, tuned: Path, tmp_path: Path
     ) -> None:
         """Teacher states are those of the base: at the first step the tuned adapter is away from them."""
-        result = go_on(model_dir, tuned, tmp_path / "on", plan(DER), prepared)
+        result = train(model_dir, plan(DER), tmp_path / "on", artefacts=prepared, start_from=tuned)
         fresh = train(model_dir, plan(DER), tmp_path / "fresh", artefacts=prepared)
         assert fresh.history[0].counters["der_divergence"] == pytest.approx(0.0, abs=1e-6)
         assert result.history[0].counters["der_divergence"] > 0.01
@@ -74,11 +57,11 @@ class TestStartFrom:
     def test_is_another_run_than_one_from_the_start(self, model_dir: Path, tuned: Path, tmp_path: Path) -> None:
         train(model_dir, plan(NONE), tmp_path / "run", control=StopAfter(1))
         with pytest.raises(CheckpointDamaged, match="another base, data set or plan"):
-            go_on(model_dir, tuned, tmp_path / "run", plan(NONE))
+            train(model_dir, plan(NONE), tmp_path / "run", start_from=tuned)
 
     def test_wants_the_same_shape(self, model_dir: Path, tuned: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelingError, match="rank and weights"):
-            go_on(model_dir, tuned, tmp_path / "on", plan(NONE, lora={"rank": 8, "alpha": 16}))
+            train(model_dir, plan(NONE, lora={"rank": 8, "alpha": 16}), tmp_path / "on", start_from=tuned)
 
 
 def corrected(model_dir: Path, artefacts: Artefacts, adapter: Path, out_dir: Path, **settings: Any) -> FinetuneResult:
