@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from app.contracts.datasets import LineCode, LineProblem
 
 # Tab, line feed and carriage return are text. C1 controls are left alone: U+0085 is a line break in real data.
-_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-_SPECIAL_TOKENS = re.compile(
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+SPECIAL_TOKENS = re.compile(
     r"<\|[A-Za-z0-9_]{1,32}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>|</?tool_call>"
 )
 
@@ -50,13 +50,13 @@ class LineFindings:
 
     def characters(self, value: str, path: str, what: str) -> bool:
         """Whether the characters of a text are those of text; warns of what looks like a template's tokens."""
-        control = _CONTROL_CHARACTERS.search(value)
+        control = CONTROL_CHARACTERS.search(value)
         if control:
             message = f"{what} has the control character U+{ord(control.group()):04X}"
             fix = "Remove control characters; tab, line feed and carriage return may stay."
             self.problem(path, LineCode.CONTROL_CHARACTERS, message, fix)
             return False
-        if _SPECIAL_TOKENS.search(value):
+        if SPECIAL_TOKENS.search(value):
             message = "the text has what looks like chat-template tokens; they will be trained as plain text"
             self.warn(path, LineCode.SPECIAL_TOKENS, message, "Remove them if they were left behind by a template.")
         return True

@@ -12,6 +12,7 @@ from app.contracts.chat_file import InvalidChatFileError
 from app.contracts.chat_line import LONG_ROW_CHARACTERS, parse_line
 from app.contracts.datasets import FileValidation
 from app.contracts.file_validator import ChatFileValidator
+from app.contracts.line_findings import CONTROL_CHARACTERS, SPECIAL_TOKENS
 from app.contracts.plain_rows import plain_rows
 from app.contracts.repeated_rows import RepeatedRows
 
@@ -114,6 +115,13 @@ class TestLeftToTheCarefulReader:
     def test_whatever_could_need_a_word(self, line: bytes) -> None:
         assert plain_rows([line]) is None
         assert plain_rows([GOOD, line, GOOD]) is None
+
+
+@THOROUGH
+@given(st.from_regex(SPECIAL_TOKENS, fullmatch=True) | st.from_regex(CONTROL_CHARACTERS, fullmatch=True), st.booleans())
+def test_nothing_that_the_careful_reader_finds_in_texts_is_recognised(found: str, is_ascii: bool) -> None:
+    rows = {"messages": [{"role": "user", "content": f"a{found}b"}, ANSWER]}
+    assert plain_rows([json.dumps(rows, ensure_ascii=is_ascii).encode()]) is None
 
 
 # Beginnings, ends and inner pieces of rows, joined at random: far more often nearly right than random bytes are.
