@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from app.contracts.chat import ChatRow, PreferenceRow
 from app.contracts.plain_rows import PlainMessage, PlainRow
 
-_MAX_ROWS = 3_000_000
+_MAX_ROWS = 2_700_000
+"""Not quite two thirds of 2^22 slots: the table has 32 MiB at most."""
 _64_BITS = 0xFFFF_FFFF_FFFF_FFFF
 
 
