@@ -4,10 +4,10 @@ Memory stays bounded whatever is sent: a piece and one line are held at a time, 
 warnings are kept (all are counted), and of repeated rows no more is kept than RepeatedRows does.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from app.contracts.chat import ChatRow, PreferenceRow
+from app.contracts.chat import PreferenceRow
 from app.contracts.chat_file import InvalidChatFileError
 from app.contracts.chat_line import ParsedLine, parse_line, texts_of
 from app.contracts.datasets import (
@@ -19,7 +19,7 @@ from app.contracts.datasets import (
     LineProblem,
 )
 from app.contracts.file_lines import BOM, LineSplitter, other_kind
-from app.contracts.plain_rows import PlainRow, PlainRows, plain_rows
+from app.contracts.plain_rows import PlainRows, plain_rows
 from app.contracts.repeated_rows import RepeatedRows
 
 DEFAULT_MAX_LINE_BYTES = 1024 * 1024
@@ -147,7 +147,7 @@ class ChatFileValidator:
             num_characters=length,
             longest_row_characters=length,
         )
-        self._note_repeated([row], self._number)
+        self._note_repeated(self._seen.add([row]), self._number)
 
     def _count_plain(self, found: PlainRows) -> None:
         num_turns = found.num_messages - found.num_with_system
@@ -160,11 +160,11 @@ class ChatFileValidator:
             num_characters=found.num_characters,
             longest_row_characters=found.longest_characters,
         )
-        self._note_repeated(found.rows, self._number + 1)
+        self._note_repeated(self._seen.add_plain(found.rows), self._number + 1)
         self._number += len(found.rows)
 
-    def _note_repeated(self, rows: Sequence[ChatRow | PreferenceRow | PlainRow], first_number: int) -> None:
-        for index in self._seen.add(rows):
+    def _note_repeated(self, indices: list[int], first_number: int) -> None:
+        for index in indices:
             self._tally.num_duplicate_rows += 1
             self._warn_of(_repeated_row, first_number + index)
 

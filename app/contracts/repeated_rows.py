@@ -8,7 +8,6 @@ from app.contracts.plain_rows import PlainMessage, PlainRow
 
 _MAX_ROWS = 2_700_000
 """Not quite two thirds of 2^22 slots: the table has 32 MiB at most."""
-_64_BITS = 0xFFFF_FFFF_FFFF_FFFF
 
 
 class RepeatedRows:
@@ -18,26 +17,30 @@ class RepeatedRows:
     """
 
     def __init__(self) -> None:
-        self._slots = array("Q", bytes(8 * 1024))
+        self._slots = array("q", bytes(8 * 1024))
         self._count = 0
 
-    def add(self, rows: Sequence[ChatRow | PreferenceRow | PlainRow]) -> list[int]:
+    def add(self, rows: Sequence[ChatRow | PreferenceRow]) -> list[int]:
         """Puts rows in. A full set only looks up.
 
         Returns:
             The indices of those that were there, or came before in `rows`.
         """
+        return self.add_plain(list(map(_comparable, rows)))
+
+    def add_plain(self, rows: Sequence[ChatRow | PreferenceRow | PlainRow]) -> list[int]:
+        """The same for rows that are PlainRow where they can be, which is what rows are compared as."""
         while (self._count + len(rows)) * 3 > len(self._slots) * 2:
             self._grow()
         repeated = []
         slots, mask = self._slots, len(self._slots) - 1
         # One loop without calls: large files pass through here at more than 100 MB a second.
-        for index, signed in enumerate(map(hash, map(_comparable, rows))):
-            value = signed & _64_BITS or 1  # 0 is a free slot.
+        for index, found in enumerate(map(hash, rows)):
+            value = found or 1  # 0 is a free slot.
             slot = value & mask
-            while (found := slots[slot]) and found != value:
+            while (there := slots[slot]) and there != value:
                 slot = (slot + 1) & mask
-            if found:
+            if there:
                 repeated.append(index)
             elif self._count < _MAX_ROWS:
                 slots[slot] = value
@@ -46,7 +49,7 @@ class RepeatedRows:
 
     def _grow(self) -> None:
         old = self._slots
-        self._slots = array("Q", bytes(8 * 2 * len(old)))
+        self._slots = array("q", bytes(8 * 2 * len(old)))
         mask = len(self._slots) - 1
         for value in filter(None, old):
             slot = value & mask
@@ -55,7 +58,7 @@ class RepeatedRows:
             self._slots[slot] = value
 
 
-def _comparable(row: ChatRow | PreferenceRow | PlainRow) -> ChatRow | PreferenceRow | PlainRow:
+def _comparable(row: ChatRow | PreferenceRow) -> ChatRow | PreferenceRow | PlainRow:
     """The same for the same row, however its line was read."""
     if not isinstance(row, ChatRow) or row.tools:
         return row

@@ -209,7 +209,7 @@ class TestRepeatedRows:
         assert careful is not None
         assert quick is not None
         assert seen.add([careful]) == []
-        assert seen.add(quick.rows) == [0]
+        assert seen.add_plain(quick.rows) == [0]
         developer = parse_line(line_of({**SYSTEM, "role": "developer"}, USER, ANSWER), 1).row
         assert developer is not None
         assert seen.add([developer]) == [0]
@@ -224,4 +224,4 @@ class TestRepeatedRows:
     def test_many(self) -> None:
         found = plain_rows([line_of({**USER, "content": f"{number % 30_000}?"}, ANSWER) for number in range(40_000)])
         assert found is not None
-        assert RepeatedRows().add(found.rows) == list(range(30_000, 40_000))
+        assert RepeatedRows().add_plain(found.rows) == list(range(30_000, 40_000))
