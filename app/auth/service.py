@@ -57,7 +57,7 @@ class AuthService:
     _remembered: dict[str, tuple[Tenant, float]] = field(default_factory=dict)
     """By the header's hash (a core dump should not hold keys): whose it was, and until when that is believed."""
     _looking_up: tuple[threading.Lock, ...] = field(default_factory=lambda: tuple(threading.Lock() for _ in range(256)))
-    """By the first byte of the header's hash, so that keys hardly ever wait for one another."""
+    """Of keys that were good, by the first byte of the header's hash, so that they hardly ever wait for one another."""
 
     def remembered(self, authorization: str | None) -> Tenant | None:
         """The tenant of a header that was good a moment ago, without asking the database."""
@@ -73,21 +73,32 @@ class AuthService:
         scheme, _, secret = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise InvalidApiKeyError("No API key: send the header `Authorization: Bearer sk-unf-...`.")
-        # All requests with a key find at the same time that it has to be looked up again: once is enough.
-        with self._looking_up[int(_hash(authorization or "")[:2], 16)]:
-            return self.remembered(authorization) or self._looked_up(authorization or "", secret.strip())
+        header = _hash(authorization or "")
+        if header in self._remembered:
+            # All requests with a key find at the same time that it has to be looked up again. One does, and the others
+            # wait for that one alone: where it fails, each asks for itself.
+            lock = self._looking_up[int(header[:2], 16)]
+            if lock.acquire(blocking=False):
+                try:
+                    return self._looked_up(header, secret.strip())
+                finally:
+                    lock.release()
+            with lock:
+                pass
+        return self.remembered(authorization) or self._looked_up(header, secret.strip())
 
-    def _looked_up(self, authorization: str, secret: str) -> Tenant:
+    def _looked_up(self, header: str, secret: str) -> Tenant:
         with self.database.reading() as session:
             found = repository.get_live_key(session, _hash(secret))
         if found is None:
+            self._remembered.pop(header, None)
             raise InvalidApiKeyError("This API key is not known here, expired or revoked.")
         key, own = found
         limits = ProjectLimits.model_validate(own).over(self.limits)
         tenant = Tenant(project_id=key.project_id, key_id=key.id, is_admin=key.is_admin, limits=limits)
         if len(self._remembered) >= _MOST_REMEMBERED:
             self._remembered.clear()
-        self._remembered[_hash(authorization)] = tenant, time.monotonic() + REMEMBERED_SECONDS
+        self._remembered[header] = tenant, time.monotonic() + REMEMBERED_SECONDS
         return tenant
 
     def create_key(

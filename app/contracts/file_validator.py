@@ -1,7 +1,8 @@
 """Checks a training file while it streams in, by the rules that read it again when it trains.
 
-Memory stays bounded whatever is sent: a piece and one line are held at a time, at most MAX_LISTED_PROBLEMS problems and
-warnings are kept (all are counted), and of repeated rows no more is kept than RepeatedRows does.
+Memory stays bounded whatever is sent: a piece with its rows and one line are held at a time, at most
+MAX_LISTED_PROBLEMS problems and warnings are kept (all are counted), and of repeated rows no more than RepeatedRows
+keeps.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,8 @@ from app.contracts.repeated_rows import RepeatedRows
 
 DEFAULT_MAX_LINE_BYTES = 1024 * 1024
 DEFAULT_MIN_EXAMPLES = 10
+_FEW_LINES = 4
+"""Fewer are not worth another try to recognise them together."""
 
 
 class ChatFileValidator:
@@ -83,11 +86,13 @@ class ChatFileValidator:
         found = self._plain_rows(lines)
         if found is not None:
             self._count_plain(found)
-        elif len(lines) == 1:
-            self._number += 1
-            self._look(self._number, lines[0])
+        elif len(lines) <= _FEW_LINES:
+            for line in lines:
+                self._number += 1
+                if not self._is_hopeless:
+                    self._look(self._number, line)
         else:
-            # Halves, down to the lines that need a closer look: these few cost little more than they would alone.
+            # Halves, down to the few lines among which one needs a closer look.
             half = len(lines) // 2
             self._take(lines[:half])
             self._take(lines[half:])

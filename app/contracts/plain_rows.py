@@ -16,12 +16,13 @@ import msgspec
 
 from app.contracts.chat_line import LONG_ROW_CHARACTERS
 
-# Escapes can hide what is searched for below: all of ASCII, and with it control characters, which have escapes of
-# their own besides.
+# Escapes can hide what is searched for below: ASCII by its number, and control characters, which have escapes of their
+# own besides. (Quotation marks and backslashes are in nothing that is searched for; slashes see below.)
 _ESCAPED_ASCII = re.compile(rb"\\(?:u00[0-7]|[bf])")
-# Beginnings of what line_findings takes for tokens; the literal first character is what makes the search quick.
-_TOKENS = re.compile(rb"<(?:\||</?SYS|/?s>|start_of|end_of|bos>|eos>|pad>|unk>|/?tool_call)")
-_OTHER_TOKENS = b"INST]"
+# Beginnings of what line_findings takes for tokens; the literal first character is what makes the search quick. Some
+# exporters escape every slash.
+_TOKENS = re.compile(rb"<(?:\||<(?:\\?/)?SYS|(?:\\?/)?s>|start_of|end_of|bos>|eos>|pad>|unk>|(?:\\?/)?tool_call)")
+_INST_END = b"INST]"
 
 
 class PlainMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -82,7 +83,7 @@ def plain_rows(lines: Sequence[bytes]) -> PlainRows | None:
 
 def _is_plain(block: bytes) -> bool:
     """Whether no text can have control characters or what looks like a template's tokens."""
-    if b"\x7f" in block or _OTHER_TOKENS in block or _TOKENS.search(block):
+    if b"\x7f" in block or _INST_END in block or _TOKENS.search(block):
         return False
     # A backslash that is escaped itself begins no escape: \\begin and \\frac are what mathematics is full of.
     return not (_ESCAPED_ASCII.search(block) and _ESCAPED_ASCII.search(block.replace(b"\\\\", b"")))

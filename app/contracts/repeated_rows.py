@@ -30,7 +30,7 @@ class RepeatedRows:
 
     def add_plain(self, rows: Sequence[ChatRow | PreferenceRow | PlainRow]) -> list[int]:
         """The same for rows that are PlainRow where they can be, which is what rows are compared as."""
-        while (self._count + len(rows)) * 3 > len(self._slots) * 2:
+        while min(self._count + len(rows), _MAX_ROWS) * 3 > len(self._slots) * 2:
             self._grow()
         repeated = []
         slots, mask = self._slots, len(self._slots) - 1

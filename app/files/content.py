@@ -1,7 +1,8 @@
 """A file's bytes on their way into the object store: hashed, counted and, if they are to be trained on, checked.
 
-No more than a line and a storage part is held. Until `publish` there is no object that anybody could find. Training
-files are checked line by line; an adapter's archive is kept as it comes, and only a worker that measures it opens it.
+No more than a line, a piece with its rows and a storage part is held. Until `publish` there is no object that anybody
+could find. Training files are checked line by line; an adapter's archive is kept as it comes, and only a worker that
+measures it opens it.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ from app.contracts.methods import METHOD_CONFIGS
 from app.contracts.modifiers import MERGE_CONFIGS
 from benchmarks.conditions import Conditions, conditions, prepared_base
 from benchmarks.methods.alone import Alone, measure_alone
-from benchmarks.methods.bench import DER, NONE, STEPS_RECORDED, Bench, Setting, Step
+from benchmarks.methods.bench import DER, NONE, Bench, Setting, Step
 from benchmarks.methods.costs import TARGETS, Measured, Minimum, compared, minima
 from workers.data import DEMO_TRAINING_FILE
 from workers.finetuning.loop import TrainingLoop
@@ -96,7 +96,8 @@ def _rounds(bench: Bench, loops: dict[str, TrainingLoop], warmup: int, rounds: i
                 step = calls[name](number)
                 if number >= warmup:
                     timed = Timed(now() - started, step)
-                    found[name].append(timed.share_of(STEPS_RECORDED) if name == RECORDING else timed)
+                    num_steps = bench.steps_recorded(loops[NONE]) if name == RECORDING else 1
+                    found[name].append(timed.share_of(num_steps))
     return found
 
 
@@ -146,6 +147,7 @@ def _print_steps(measured: dict[str, Measured], least: dict[str, Minimum]) -> No
         cells += ["", ""] if minimum is None else [minimum.passes, f"{minimum.value:.2f}"]
         epoch = one._replace(ratio=one.ratio + before)
         cells.append(f"{epoch.ratio:.3f}" if name in RECORDED else "")
+        # The target of lwf has room for a forward; that of constrained_sft has none, so it can only be about steps.
         print("| " + " | ".join([*cells, *_judged(name, epoch if name == "lwf" else one, plain, minimum)]) + " |")
 
 

@@ -167,9 +167,9 @@ class Bench:
         return self._counted(step, number)
 
     def teacher_passes(self, loop: TrainingLoop, number: int) -> Step:
-        """The forward alone of the rows of STEPS_RECORDED steps from this one on, as it is made before training: with
-        the adapter off, and in as few passes as go into memory."""
-        rows = [row for k in range(STEPS_RECORDED) for row in loop.rows_of((number + k) % loop.num_steps)]
+        """The forward alone of the rows of `steps_recorded` steps from this one on, as it is made before training:
+        with the adapter off, in passes of as many tokens as a forward may have."""
+        rows = [row for k in range(self.steps_recorded(loop)) for row in loop.rows_of((number + k) % loop.num_steps)]
 
         def step() -> bool:
             for _ in self.backbone.teacher_passes(rows, every_position=True):
@@ -177,6 +177,10 @@ class Bench:
             return False
 
         return self._counted(step, number)
+
+    def steps_recorded(self, loop: TrainingLoop) -> int:
+        """How many steps' rows `teacher_passes` takes."""
+        return min(STEPS_RECORDED, loop.num_steps)
 
     def drawn_tokens(self, steps: Sequence[int], rows_per_step: int, *, draw: int = 0) -> float:
         """Tokens of a draw from the memory, on average over steps of these numbers."""

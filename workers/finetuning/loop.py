@@ -69,8 +69,8 @@ class RunControl:
     """How the outside watches and stops a run; every hook does nothing by default."""
 
     def on_rows_read(self, done: int, total: int) -> None:
-        """Before the first step, where the upload's rows go through the model beforehand (of one process). There is
-        nothing to keep yet: what it raises ends the run."""
+        """While rows of the upload, or of its validation, go through the model before the first step (where one
+        process trains). There is nothing new to keep yet: what it raises ends the run."""
 
     def on_step(self, metrics: StepMetrics) -> None:
         """After each optimizer step."""

@@ -75,7 +75,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """Trains, or goes on from the last checkpoint.
 
     Raises:
-        StopAsked: It was asked to stop; a checkpoint is there.
+        StopAsked: It was asked to stop; a checkpoint of what was trained is there.
         ArtefactMissing: The adapter to go on from was made for other weights.
     """
     context.channel.send(PhaseMessage(phase=JobPhase.TRAINING))

