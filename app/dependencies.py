@@ -50,11 +50,15 @@ class Services:
     health: HealthService
 
 
-async def _services(request: Request) -> Services:
+def services_of(request: Request) -> Services:
     """The application's, which `create_app` has made."""
     services = request.app.state.services
     assert isinstance(services, Services)
     return services
+
+
+async def _services(request: Request) -> Services:
+    return services_of(request)
 
 
 ServicesDep = Annotated[Services, Depends(_services)]
@@ -68,7 +72,7 @@ async def find_tenant(request: Request) -> Tenant:
         RateLimitError: The project has sent too many requests lately.
     """
     # Not asked for as a dependency: resolving one more would cost each request as much as all that is done here.
-    services = await _services(request)
+    services = services_of(request)
     authorization = request.headers.get("authorization")
     tenant = services.auth.remembered(authorization)
     if tenant is None:

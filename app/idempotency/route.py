@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
-from app.dependencies import Services, find_tenant
+from app.dependencies import Services, find_tenant, services_of
 from app.idempotency.created import request_seed
 from app.idempotency.service import Answered, Begun, asked
 
@@ -29,7 +29,7 @@ class CreatingRoute(APIRoute):
             key, num_tries = request.headers.get("idempotency-key"), _num_tries(request)
             if key is None and num_tries is None:
                 return await handle(request)
-            services: Services = request.app.state.services
+            services = services_of(request)
             tenant = await find_tenant(request)
             body = await request.body()
             which = asked(tenant, request.method, request.url.path, body, key, num_tries)
