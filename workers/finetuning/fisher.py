@@ -39,7 +39,7 @@ FORWARD_TOKENS = 2048
 GROUP_WEIGHTS = 2**30
 """Weights whose squares are added up in one pass over the rows (4 GB in float32); larger models take several."""
 CPU_PIECE, GPU_PIECE = 2**20, 2**25
-"""Entries of a weight worked on at a time: what stays in a CPU's caches; on a GPU, so many that launches are few."""
+"""Entries of weights worked on at a time: what stays in a CPU's caches; on a GPU, so many that launches are few."""
 
 
 class Fisher(NamedTuple):
@@ -61,10 +61,9 @@ class Fisher(NamedTuple):
         return self.total / self.num_weights
 
 
-def piece_rows(weight_OI: torch.Tensor) -> int:
-    """How many rows of a weight are worked on at a time."""
-    numbers = CPU_PIECE if weight_OI.device.type == "cpu" else GPU_PIECE
-    return max(1, numbers // weight_OI.shape[1])
+def piece_numbers(device: torch.device) -> int:
+    """How many entries of weights are worked on at a time."""
+    return CPU_PIECE if device.type == "cpu" else GPU_PIECE
 
 
 def compute_fisher(
@@ -202,7 +201,7 @@ class _SquaredGradients:
     def _add(self, name: str, x_TI: torch.Tensor, delta: torch.Tensor) -> None:
         sums_OI = self.by_layer[name]
         delta_TO = delta.reshape(x_TI.shape[0], -1)
-        step = piece_rows(sums_OI)
+        step = max(1, piece_numbers(sums_OI.device) // sums_OI.shape[1])
         for start in range(0, sums_OI.shape[0], step):
             piece = slice(start, start + step)
             for first, end in self._spans:

@@ -13,14 +13,14 @@ Differences: the spring is on the weights W that the adapter changes, not on its
     lambda; some average F, some sum it, some square the mean gradient of a batch, and then take lambda up to 1e9.
     Here are the paper's half, squares of single rows, and the trace of F in the counters to convert with.
     The gradient is written down instead of left to autograd: with P = lambda F * U, it is s P A^T for B and s B^T P
-    for A, and the penalty itself is half the inner product of B and its gradient. U exists only in pieces of some rows.
-    The three products are made in the model's own precision and added up in float32: on a bf16 base the update is held
-    as the forward pass computes it, in about half the time.
+    for A, and the penalty itself is half the inner product of B and its gradient. U exists only in pieces: some weights
+    of one shape at once, or some rows of a large one. The three products are made in the model's own precision and
+    added up in float32: on a bf16 base the update is held as the forward pass computes it, in about half the time.
 Memory: F of every weight that the adapter changes, as stored: as large as these weights of the base. EWC has no
     smaller form. The step itself takes one piece.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -28,18 +28,20 @@ import torch
 from app.contracts.methods import Ewc
 from app.contracts.value import Value
 from workers.finetuning.errors import ArtefactMissing, CheckpointDamaged
-from workers.finetuning.fisher import load_fisher, piece_rows
+from workers.finetuning.fisher import load_fisher, piece_numbers
 from workers.finetuning.method import Method, MethodContext
 
 
 class _Held(NamedTuple):
-    """A weight [O, I] with an update of rank R."""
+    """G weights [O, I] with updates of rank R, worked on at once: a product alone is too small for several threads."""
 
-    a_name: str
-    b_name: str
-    a_RI: torch.Tensor
-    b_OR: torch.Tensor
-    fisher_OI: torch.Tensor
+    a_names: list[str]
+    b_names: list[str]
+    a: list[torch.Tensor]
+    """Each [R, I]."""
+    b: list[torch.Tensor]
+    """Each [O, R]."""
+    fisher_GOI: torch.Tensor
 
 
 class ElasticWeightConsolidation(Method):
@@ -66,38 +68,52 @@ class ElasticWeightConsolidation(Method):
         shapes = {name: (b.shape[0], a.shape[1]) for name, (a, b) in backbone.lora_weights.items()}
         fisher = load_fisher(context.artefacts.fisher_file, shapes, backbone.device)
         names = {parameter: name for name, parameter in backbone.parameters.items()}
-        self._held = [
-            _Held(names[a], names[b], a.detach(), b.detach(), fisher.weights[name])
-            for name, (a, b) in backbone.lora_weights.items()
-        ]
+        for layers in _cut(shapes, _numbers_at_once(backbone.device)):
+            pairs = [backbone.lora_weights[layer] for layer in layers]
+            self._held.append(
+                _Held(
+                    [names[a] for a, _ in pairs],
+                    [names[b] for _, b in pairs],
+                    [a.detach() for a, _ in pairs],
+                    [b.detach() for _, b in pairs],
+                    # Taken out, so that there is never a second copy of more than a piece.
+                    torch.stack([fisher.weights.pop(layer) for layer in layers]),
+                )
+            )
         self._factor = self._strength * backbone.scaling**2 / fisher.mean
         self._dtype = backbone.model.get_input_embeddings().weight.dtype
         self._trace = fisher.total
 
     @torch.no_grad()
     def adjust_gradients(self, step: int, gradients: Mapping[str, torch.Tensor]) -> None:
-        # A layer that no token of the step has reached has no gradient, and the optimizer leaves it where it is.
-        values = [
-            self._pull(held, gradients[held.a_name], gradients[held.b_name])
-            for held in self._held
-            if held.a_name in gradients
-        ]
+        values: list[torch.Tensor] = []
+        for held in self._held:
+            # A layer that no token of the step has reached has no gradient, and the optimizer leaves it where it is.
+            reached = [k for k, name in enumerate(held.a_names) if name in gradients]
+            if not reached:
+                continue
+            pull_GRI, pull_GOR, penalty_G = self._pull(held)
+            for k in reached:
+                gradients[held.a_names[k]].add_(pull_GRI[k])
+                gradients[held.b_names[k]].add_(pull_GOR[k])
+                values.append(penalty_G[k])
         self._penalty = float(torch.stack(values).sum()) if values else 0.0
 
-    def _pull(self, held: _Held, gradient_RI: torch.Tensor, gradient_OR: torch.Tensor) -> torch.Tensor:
-        """Adds one weight's part to the gradients of A and B; returns its part of the penalty."""
-        low_RI, low_OR = held.a_RI.to(self._dtype), held.b_OR.to(self._dtype)
-        scaled_RI = (self._factor * held.a_RI).to(self._dtype)
-        value = torch.zeros((), device=gradient_OR.device)
-        rows = piece_rows(held.fisher_OI)
-        for start in range(0, held.fisher_OI.shape[0], rows):
+    def _pull(self, held: _Held) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What the spring adds to the gradients of A and B, and the penalty of each weight; all in float32."""
+        a_GRI, b_GOR = torch.stack(held.a), torch.stack(held.b)
+        low_GIR, low_GOR = a_GRI.to(self._dtype).transpose(1, 2), b_GOR.to(self._dtype)
+        scaled_GRI = (self._factor * a_GRI).to(self._dtype)
+        pull_GRI, pulls_GPR = torch.zeros_like(a_GRI), []
+        count, outputs, inputs = held.fisher_GOI.shape
+        rows = max(1, _numbers_at_once(a_GRI.device) // (count * inputs))
+        for start in range(0, outputs, rows):
             piece = slice(start, start + rows)
-            pull_PI = torch.mm(low_OR[piece], scaled_RI).mul_(held.fisher_OI[piece])
-            pull_PR = torch.mm(pull_PI, low_RI.T).float()
-            gradient_OR[piece] += pull_PR
-            gradient_RI += torch.mm(low_OR[piece].T, pull_PI)
-            value += 0.5 * torch.sum(pull_PR * held.b_OR[piece])
-        return value
+            pull_GPI = torch.bmm(low_GOR[:, piece], scaled_GRI).mul_(held.fisher_GOI[:, piece])
+            pulls_GPR.append(torch.bmm(pull_GPI, low_GIR).float())
+            pull_GRI += torch.bmm(low_GOR[:, piece].transpose(1, 2), pull_GPI)
+        pull_GOR = torch.cat(pulls_GPR, dim=1)
+        return pull_GRI, pull_GOR, 0.5 * torch.sum(pull_GOR * b_GOR, dim=(1, 2))
 
     def state(self) -> dict[str, torch.Tensor]:
         return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.counters().items()}
@@ -116,3 +132,19 @@ class ElasticWeightConsolidation(Method):
         if self._strength == 0.0:
             return ["strength is 0: no weight was held, this is plain fine-tuning."]
         return []
+
+
+def _numbers_at_once(device: torch.device) -> int:
+    """Half of them is for another thread."""
+    return 2 * piece_numbers(device)
+
+
+def _cut(shapes: Mapping[str, tuple[int, int]], most_numbers: int) -> Iterator[Sequence[str]]:
+    """Layers of one shape, as many at a time as have so many numbers (one at least)."""
+    by_shape: dict[tuple[int, int], list[str]] = {}
+    for layer, shape in shapes.items():
+        by_shape.setdefault(shape, []).append(layer)
+    for (outputs, inputs), layers in by_shape.items():
+        count = max(1, most_numbers // (outputs * inputs))
+        for start in range(0, len(layers), count):
+            yield layers[start : start + count]
