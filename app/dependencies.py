@@ -58,6 +58,7 @@ def services_of(request: Request) -> Services:
 
 
 async def _services(request: Request) -> Services:
+    # The framework runs what is not async in a thread.
     return services_of(request)
 
 
@@ -71,7 +72,7 @@ async def find_tenant(request: Request) -> Tenant:
         InvalidApiKeyError: Nobody.
         RateLimitError: The project has sent too many requests lately.
     """
-    # Not asked for as a dependency: resolving one more would cost each request as much as all that is done here.
+    # Not asked for as a dependency, which would be resolved once more for every request.
     services = services_of(request)
     authorization = request.headers.get("authorization")
     tenant = services.auth.remembered(authorization)

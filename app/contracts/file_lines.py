@@ -7,11 +7,11 @@ from app.contracts.datasets import LineCode, LineProblem
 
 BOM = b"\xef\xbb\xbf"
 _MAGIC = (
-    (b"\xff\xfe", "The file is UTF-16.", "Save the file as UTF-8."),
-    (b"\xfe\xff", "The file is UTF-16.", "Save the file as UTF-8."),
-    (b"\x1f\x8b", "The file is compressed with gzip.", "Upload the uncompressed file."),
-    (b"PK\x03\x04", "The file is a zip archive or a spreadsheet.", "Upload the JSON Lines text itself."),
-    (b"\x28\xb5\x2f\xfd", "The file is compressed with zstd.", "Upload the uncompressed file."),
+    (b"\xff\xfe", "The file is UTF-16", "Save the file as UTF-8."),
+    (b"\xfe\xff", "The file is UTF-16", "Save the file as UTF-8."),
+    (b"\x1f\x8b", "The file is compressed with gzip", "Upload the uncompressed file."),
+    (b"PK\x03\x04", "The file is a zip archive or a spreadsheet", "Upload the JSON Lines text itself."),
+    (b"\x28\xb5\x2f\xfd", "The file is compressed with zstd", "Upload the uncompressed file."),
 )
 
 
@@ -68,7 +68,7 @@ def other_kind(line: bytes) -> LineProblem | None:
     """What is wrong with a file whose first line shows that it is not JSON Lines at all."""
     for magic, what, fix in _MAGIC:
         if line.startswith(magic):
-            return LineProblem(line=1, path="", code=LineCode.NOT_UTF8, message=what.rstrip("."), fix=fix)
+            return LineProblem(line=1, path="", code=LineCode.NOT_UTF8, message=what, fix=fix)
     if b"\x00" in line[:64]:
         what, fix = "the file is binary, or text in UTF-16 or UTF-32", "Save the file as UTF-8 text."
         return LineProblem(line=1, path="", code=LineCode.NOT_UTF8, message=what, fix=fix)

@@ -70,14 +70,15 @@ def plain_rows(lines: Sequence[bytes]) -> PlainRows | None:
     if not all(map(_is_conversation, orders)):
         return None
     lengths = [sum([len(message.content) for message in row.messages]) for row in rows]
-    if max(lengths) > LONG_ROW_CHARACTERS:
+    longest = max(lengths)
+    if longest > LONG_ROW_CHARACTERS:
         return None
     return PlainRows(
         rows=rows,
         num_messages=len(contents),
         num_with_system=sum(count for order, count in orders.items() if order[0] == "system"),
         num_characters=sum(lengths),
-        longest_characters=max(lengths),
+        longest_characters=longest,
     )
 
 

@@ -43,7 +43,7 @@ def list_jobs(
 @router.get("/{job_id}", response_model=JobObject)
 async def get_job(job_id: str, request: Request) -> Response:
     """One job."""
-    # Clients ask this again and again, and resolving dependencies would take 7 % of what an answer takes.
+    # Clients ask this again and again, so there are no dependencies to resolve.
     tenant = await find_tenant(request)
     return Response(await services_of(request).jobs.get(tenant, job_id), media_type="application/json")
 

@@ -32,7 +32,7 @@ from workers.modeling.loading import use_threads
 EMA = f"{NONE} + ema"
 SAME_ROWS, NAIVE = "none on der's rows", "naive der"
 RECORDING = "forward before training"
-RECORDED = ("lwf", "constrained_sft")
+RECORDED = {"lwf", "constrained_sft"}
 """Methods that send the upload's rows through the aligned base once, before the first epoch."""
 STEPS: dict[str, dict[str, Any]] = {
     NONE: {"method": {"name": NONE}},
@@ -73,6 +73,8 @@ def main() -> None:
     timed = _rounds(bench, loops, args.warmup, args.rounds)
     plain = timed[NONE]
     measured = {name: summary(times, plain) for name, times in timed.items()}
+    for name in RECORDED & measured.keys():
+        measured[name] = measured[name]._replace(before=measured[RECORDING].ratio)
     user_tokens = measured[NONE].gradient_tokens
     least = minima(bench, user_tokens, measured[RECORDING].ratio, range(args.warmup, setting.num_steps))
     _print_head(here, bench, user_tokens, args.rounds)
@@ -137,7 +139,7 @@ def _print_steps(measured: dict[str, Measured], least: dict[str, Minimum]) -> No
     print("| loop | s/step | x none (quartiles) | tokens x none | + forward alone | x none per token ", end="")
     print("| passes | least x none | one epoch, with its forward before | target | |")
     print("|---" * 11 + "|")
-    plain, before = measured[NONE], measured[RECORDING].ratio
+    plain = measured[NONE]
     for name, one in measured.items():
         minimum = least.get(name, Minimum("1", 1.0) if name in STEPS else None)
         ratio = f"{one.ratio:.3f} ({one.low:.3f} to {one.high:.3f})"
@@ -145,10 +147,8 @@ def _print_steps(measured: dict[str, Measured], least: dict[str, Minimum]) -> No
         per_token = f"{one.ratio / tokens:.3f}" if tokens else ""
         cells = [name, f"{one.seconds:.3f}", ratio, f"{tokens:.2f}", f"{extra:.2f}", per_token]
         cells += ["", ""] if minimum is None else [minimum.passes, f"{minimum.value:.2f}"]
-        epoch = one._replace(ratio=one.ratio + before)
-        cells.append(f"{epoch.ratio:.3f}" if name in RECORDED else "")
-        # The target of lwf has room for a forward; that of constrained_sft has none, so it can only be about steps.
-        print("| " + " | ".join([*cells, *_judged(name, epoch if name == "lwf" else one, plain, minimum)]) + " |")
+        cells.append(f"{one.epoch_ratio:.3f}" if one.before else "")
+        print("| " + " | ".join([*cells, *_judged(name, one, plain, minimum)]) + " |")
 
 
 def _judged(name: str, one: Measured, plain: Measured, minimum: Minimum | None) -> tuple[str, str]:

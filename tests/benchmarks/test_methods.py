@@ -69,6 +69,7 @@ class TestMinima:
         plain, one = Measured(1.0, 1.0, 1.0, 1.0, 100.0, 0.0), Measured(2.0, 2.0, 1.9, 2.1, 200.0, 0.0)
         minimum = Minimum("2", 1.6)
         assert compared(Target(1.05, "none"), one, plain, minimum) == 2.0
+        assert compared(Target(1.05, "none in one epoch"), one._replace(before=0.25), plain, minimum) == 2.25
         assert compared(Target(1.05, "none per token"), one, plain, minimum) == 1.0
         assert compared(Target(1.05, "its passes"), one, plain, minimum) == 1.25
 

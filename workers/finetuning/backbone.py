@@ -239,7 +239,8 @@ class Backbone:
 
 
 def _cut(rows: Sequence[TokenRow], most_tokens: int) -> Iterator[list[TokenRow]]:
-    """Rows in order, as many at a time as have so many tokens (one at least)."""
+    """Rows in order, as many at a time as have so many tokens (one at least). For a whole data set: what
+    `micro_batches` does for a step, looking at every forward so far, takes time with the square of their number."""
     cut: list[TokenRow] = []
     num_tokens = 0
     for row in rows:

@@ -22,6 +22,8 @@ from workers.modeling.adapters import LoraPair, read_pairs
 STILL = 1e-12
 """A learning rate at which nothing moves."""
 RATE, RHO = 1e-2, 2.0
+ROOM = 2**30
+"""For the states that LwF records; without any the teacher runs beside the step."""
 
 
 @pytest.fixture
@@ -50,20 +52,21 @@ def assert_same_update(result: FinetuneResult, expected: dict[str, LoraPair]) ->
 
 class TestDriftAtTheFirstStep:
     @pytest.mark.parametrize(
-        ("method", "counter"),
+        ("method", "counter", "cache_bytes"),
         [
-            ({"name": "der"}, "der_divergence"),
-            ({"name": "der", "alpha": {"budget": 0.05}}, "der_divergence"),
-            ({"name": "derpp"}, "derpp_divergence"),
-            ({"name": "refresh"}, "refresh_divergence"),
-            ({"name": "safegrad"}, "safegrad_divergence"),
-            ({"name": "lwf"}, "lwf_distance"),
-            ({"name": "lwf", "divergence": "kl"}, "lwf_distance"),
-            ({"name": "ewc"}, "ewc_penalty"),
+            ({"name": "der"}, "der_divergence", ROOM),
+            ({"name": "der", "alpha": {"budget": 0.05}}, "der_divergence", ROOM),
+            ({"name": "derpp"}, "derpp_divergence", ROOM),
+            ({"name": "refresh"}, "refresh_divergence", ROOM),
+            ({"name": "safegrad"}, "safegrad_divergence", ROOM),
+            ({"name": "lwf"}, "lwf_distance", ROOM),
+            ({"name": "lwf"}, "lwf_distance", 0),
+            ({"name": "lwf", "divergence": "kl"}, "lwf_distance", ROOM),
+            ({"name": "lwf", "divergence": "kl"}, "lwf_distance", 0),
+            ({"name": "ewc"}, "ewc_penalty", ROOM),
         ],
         ids=str,
     )
-    @pytest.mark.parametrize("cache_bytes", [2**30, 0], ids=["states recorded", "teacher beside the step"])
     def test_is_that_from_the_safe_base(
         self,
         method: dict[str, Any],

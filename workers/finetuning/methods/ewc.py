@@ -135,7 +135,7 @@ class ElasticWeightConsolidation(Method):
 
 
 def _numbers_at_once(device: torch.device) -> int:
-    """Half of them is for another thread."""
+    """Twice what fisher takes, which works in float32 and on one weight."""
     return 2 * piece_numbers(device)
 
 
