@@ -161,15 +161,15 @@ class UploadService:
                 md5, or the file is not acceptable; the upload stays as it is.
         """
         with self.database.reading() as session:
+            # The parts first: whoever completes the upload meanwhile deletes them after its status has changed, so
+            # that those of an upload that is still pending are all there.
+            known = repository.parts(session, upload_id)
             upload = repository.get(session, tenant.project_id, upload_id)
             if upload is None:
                 raise _missing(upload_id)
-            known = repository.parts(session, upload_id)
-        if upload.status == UploadStatus.COMPLETED:
-            if repository.order_of(upload) != request.part_ids:
-                raise _ended(upload_id, "was completed with other parts")
-            return self.get(tenant, upload_id)
-        self._pending(tenant, upload_id)
+            status = UploadObject.from_row(upload, None, session.scalars(db_now().select()).one()).status
+        if status != UploadStatus.PENDING:
+            return self._as_it_ended(tenant, upload_id, request)
         chosen = _chosen(upload, known, request.part_ids)
         file_id = new_id("file-")
         writer = ContentWriter(self.storage, file_key(file_id), self.files.limits)
@@ -233,11 +233,15 @@ class UploadService:
         )
 
     def _as_it_ended(self, tenant: Tenant, upload_id: str, request: UploadComplete) -> UploadObject:
+        """What whoever completed it was told, if that was with the same parts."""
         with self.database.reading() as session:
             upload = repository.get(session, tenant.project_id, upload_id)
-        if upload is None or repository.order_of(upload) != request.part_ids:
-            raise _ended(upload_id, "has ended in another way meanwhile")
-        return self.get(tenant, upload_id)
+        found = self.get(tenant, upload_id)
+        if found.status != UploadStatus.COMPLETED or upload is None:
+            raise _ended(upload_id, f"is {found.status}")
+        if repository.order_of(upload) != request.part_ids:
+            raise _ended(upload_id, "was completed with other parts")
+        return found
 
     def _pending(self, tenant: Tenant, upload_id: str) -> None:
         found = self.get(tenant, upload_id)

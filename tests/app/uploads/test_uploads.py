@@ -11,11 +11,12 @@ import openai
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
 from app.db import Database, db_now
 from app.models import File, Upload, UploadPart
 from app.storage import ObjectStorage
-from app.uploads import service
+from app.uploads import repository, service
 from app.uploads.sweeping import KEPT_SECONDS, sweep_uploads
 from tests.app.helpers import chat_file
 
@@ -98,6 +99,25 @@ class TestComplete:
         with database.transaction() as session:
             assert len(session.scalars(select(File)).all()) == 1
         assert len(storage.keys("files/")) == 1
+
+    def test_one_that_another_request_completes_meanwhile_is_answered_as_that_one(
+        self, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        upload_id = begun(client)
+        part_ids = [sent(client, upload_id, DATA)]
+        read_parts = repository.parts
+        winners: list[httpx2.Response] = []
+
+        def read_and_lose(session: Session, upload_id: str) -> dict[str, UploadPart]:
+            parts = read_parts(session, upload_id)
+            if not winners:
+                monkeypatch.setattr(repository, "parts", read_parts)
+                winners.append(complete(client, upload_id, part_ids))
+            return parts
+
+        monkeypatch.setattr(repository, "parts", read_and_lose)
+        late = complete(client, upload_id, part_ids)
+        assert (late.status_code, late.json()) == (200, winners[0].json())
 
     def test_parts_are_gone_afterwards(self, client: TestClient, database: Database, storage: ObjectStorage) -> None:
         upload_id = begun(client)
