@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from app.contracts.datasets import LineCode, LineProblem
 
@@ -15,30 +16,46 @@ _MAGIC = (
 )
 
 
+class Lines(NamedTuple):
+    """Some lines of a file, one at least."""
+
+    block: bytes
+    """With a line feed between one and the next. Nothing is left of those that are too long."""
+    too_long: frozenset[int]
+    """Which ones of them are."""
+
+    def split(self) -> list[bytes | None]:
+        """The lines; None: one that is too long."""
+        lines = self.block.split(b"\n")
+        if not self.too_long:
+            return list(lines)
+        return [None if index in self.too_long else line for index, line in enumerate(lines)]
+
+
 class LineSplitter:
-    """Cuts a stream at line feeds. A line over the limit comes out as None, and was never held whole."""
+    """Cuts a stream at line feeds. A line over the limit is never held whole."""
 
     def __init__(self, max_line_bytes: int) -> None:
         self._max_line_bytes = max_line_bytes
         self._pieces: list[bytes] = []
         self._size = 0
 
-    def feed(self, data: bytes) -> list[bytes | None]:
+    def feed(self, data: bytes) -> Lines | None:
         """The lines that `data` completes."""
-        first, *rest = data.split(b"\n")
-        self._append(first)
-        if not rest:
-            return []
-        lines = [self._close(), *(line if len(line) <= self._max_line_bytes else None for line in rest[:-1])]
-        self._append(rest[-1])
+        whole, line_feed, rest = data.rpartition(b"\n")
+        lines = None
+        if line_feed:
+            lines = self._lines(whole)
+            self._pieces, self._size = [], 0
+        self._append(rest)
         return lines
 
-    def finish(self) -> list[bytes | None]:
+    def finish(self) -> Lines | None:
         """The last line, if it had no line feed."""
-        return [self._close()] if self._size else []
+        return self._lines(b"") if self._size else None
 
     def too_long(self, number: int) -> LineProblem:
-        """What is wrong with line `number`, of which None came out."""
+        """What is wrong with line `number`, which is too long."""
         what = f"the line is longer than {self._max_line_bytes} bytes"
         fix = "Split the conversation; check that line feeds are not missing."
         return LineProblem(line=number, path="", code=LineCode.LINE_TOO_LONG, message=what, fix=fix)
@@ -50,18 +67,28 @@ class LineSplitter:
         elif part:
             self._pieces.append(part)
 
-    def _close(self) -> bytes | None:
-        line = b"".join(self._pieces) if self._size <= self._max_line_bytes else None
-        self._pieces, self._size = [], 0
-        return line
+    def _lines(self, whole: bytes) -> Lines:
+        """Whole lines, after what is kept of the first."""
+        if self._size + len(whole) <= self._max_line_bytes:
+            return Lines(b"".join([*self._pieces, whole]), frozenset())
+        first, *others = whole.split(b"\n")
+        self._append(first)
+        first = b"".join(self._pieces)
+        too_long = {index for index, line in enumerate(others, start=1) if len(line) > self._max_line_bytes}
+        if self._size > self._max_line_bytes:
+            too_long.add(0)
+        kept = [b"" if index in too_long else line for index, line in enumerate([first, *others])]
+        return Lines(b"\n".join(kept), frozenset(too_long))
 
 
 def lines_of(path: Path, splitter: LineSplitter) -> Iterator[bytes | None]:
     """All lines of a file."""
     with path.open("rb") as file:
         while piece := file.read(1 << 16):
-            yield from splitter.feed(piece)
-    yield from splitter.finish()
+            if lines := splitter.feed(piece):
+                yield from lines.split()
+    if lines := splitter.finish():
+        yield from lines.split()
 
 
 def other_kind(line: bytes) -> LineProblem | None:

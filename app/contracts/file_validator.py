@@ -1,11 +1,9 @@
 """Checks a training file while it streams in, by the rules that read it again when it trains.
 
 Memory stays bounded whatever is sent: a piece with its rows and one line are held at a time, at most
-MAX_LISTED_PROBLEMS problems and warnings are kept (all are counted), and of repeated rows no more than RepeatedRows
-keeps.
+MAX_LISTED_PROBLEMS problems and warnings are kept (all are counted), and of the rows no more than RepeatedRows notes.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 from app.contracts.chat import PreferenceRow
@@ -19,7 +17,7 @@ from app.contracts.datasets import (
     LineCode,
     LineProblem,
 )
-from app.contracts.file_lines import BOM, LineSplitter, other_kind
+from app.contracts.file_lines import BOM, Lines, LineSplitter, other_kind
 from app.contracts.plain_rows import PlainRows, plain_rows
 from app.contracts.repeated_rows import RepeatedRows
 
@@ -45,7 +43,7 @@ class ChatFileValidator:
         self._num_filled_lines = 0
         self._is_hopeless = False
         self._format: DataFormat | None = None
-        self._seen = RepeatedRows()
+        self._rows = RepeatedRows()
         self._tally = _Tally()
 
     @property
@@ -73,6 +71,7 @@ class ChatFileValidator:
             self._add_problem(_whole_file(LineCode.TOO_FEW_ROWS, what, fix))
         if self._num_problems:
             raise InvalidChatFileError(self._problems, self._num_problems)
+        self._warn_of_repeated_rows()
         return FileValidation(
             format=self._format or "chat",
             statistics=FileStatistics(**asdict(self._tally)),
@@ -80,28 +79,34 @@ class ChatFileValidator:
             warnings=self._warnings,
         )
 
-    def _take(self, lines: list[bytes | None]) -> None:
-        if self._is_hopeless or not lines:
-            return
-        found = self._plain_rows(lines)
-        if found is not None:
-            self._count_plain(found)
-        elif len(lines) <= _FEW_LINES:
+    def _take(self, lines: Lines | None) -> None:
+        if lines is not None and not self._is_hopeless:
+            found = None if lines.too_long else self._plain_rows(lines.block)
+            if found is not None:
+                self._count_plain(found)
+            else:
+                self._take_in_halves(lines.split())
+
+    def _take_in_halves(self, lines: list[bytes | None]) -> None:
+        """Down to the few lines among which one needs a closer look."""
+        if len(lines) <= _FEW_LINES:
             for line in lines:
                 self._number += 1
                 if not self._is_hopeless:
                     self._look(self._number, line)
-        else:
-            # Halves, down to the few lines among which one needs a closer look.
-            half = len(lines) // 2
-            self._take(lines[:half])
-            self._take(lines[half:])
+            return
+        half = len(lines) // 2
+        for part in (lines[:half], lines[half:]):
+            whole = [line for line in part if line is not None]
+            found = self._plain_rows(b"\n".join(whole)) if len(whole) == len(part) else None
+            if found is not None:
+                self._count_plain(found)
+            else:
+                self._take_in_halves(part)
 
-    def _plain_rows(self, lines: list[bytes | None]) -> PlainRows | None:
-        if self._format != "chat":
-            return None
-        whole = [line for line in lines if line is not None]
-        return plain_rows(whole) if len(whole) == len(lines) else None
+    def _plain_rows(self, block: bytes) -> PlainRows | None:
+        # Whether other rows may stand in a file is known once its first row has been read.
+        return plain_rows(block) if self._format == "chat" else None
 
     def _look(self, number: int, line: bytes | None) -> None:
         if number == 1 and line is not None:
@@ -117,7 +122,7 @@ class ChatFileValidator:
             self._num_filled_lines += 1
             self._add_problem(self._lines.too_long(number))
         elif not line.strip():
-            self._warn_of(_blank_line, number)
+            self._warn(_blank_line(number))
         else:
             self._num_filled_lines += 1
             parsed = parse_line(line, number, self._format)
@@ -152,7 +157,7 @@ class ChatFileValidator:
             num_characters=length,
             longest_row_characters=length,
         )
-        self._note_repeated(self._seen.add([row]), self._number)
+        self._rows.note([row], self._number)
 
     def _count_plain(self, found: PlainRows) -> None:
         num_turns = found.num_messages - found.num_with_system
@@ -165,24 +170,21 @@ class ChatFileValidator:
             num_characters=found.num_characters,
             longest_row_characters=found.longest_characters,
         )
-        self._note_repeated(self._seen.add_plain(found.rows), self._number + 1)
+        self._rows.note_plain(found.rows, self._number + 1)
         self._number += len(found.rows)
 
-    def _note_repeated(self, indices: list[int], first_number: int) -> None:
-        for index in indices:
-            self._tally.num_duplicate_rows += 1
-            self._warn_of(_repeated_row, first_number + index)
+    def _warn_of_repeated_rows(self) -> None:
+        """Puts what only the end shows where the file has it: warnings are in the order of their lines."""
+        repeated = self._rows.repeated(most_lines=MAX_LISTED_PROBLEMS)
+        self._tally.num_duplicate_rows = repeated.count
+        self._num_warnings += repeated.count
+        found = self._warnings + list(map(_repeated_row, repeated.line_numbers))
+        self._warnings = sorted(found, key=lambda warning: warning.line or 0)[:MAX_LISTED_PROBLEMS]
 
     def _add_problem(self, problem: LineProblem) -> None:
         self._num_problems += 1
         if len(self._problems) < MAX_LISTED_PROBLEMS:
             self._problems.append(problem)
-
-    def _warn_of(self, make: Callable[[int], LineProblem], number: int) -> None:
-        # Made only while it will be kept: a file may hold nothing but millions of these.
-        if len(self._warnings) < MAX_LISTED_PROBLEMS:
-            self._warnings.append(make(number))
-        self._num_warnings += 1
 
     def _warn(self, warning: LineProblem) -> None:
         self._num_warnings += 1

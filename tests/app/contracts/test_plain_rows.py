@@ -7,13 +7,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.contracts import file_validator
+from app.contracts import file_validator, repeated_rows
 from app.contracts.chat_file import InvalidChatFileError
 from app.contracts.chat_line import LONG_ROW_CHARACTERS, parse_line
 from app.contracts.datasets import FileValidation
 from app.contracts.file_validator import ChatFileValidator
 from app.contracts.line_findings import CONTROL_CHARACTERS, SPECIAL_TOKENS
-from app.contracts.plain_rows import plain_rows
+from app.contracts.plain_rows import PlainMessage, PlainRow, plain_rows
 from app.contracts.repeated_rows import RepeatedRows
 
 USER = {"role": "user", "content": "How far is the Moon?"}
@@ -45,7 +45,7 @@ class TestRecognised:
         ],
     )
     def test_rows_as_nearly_all_are(self, line: bytes) -> None:
-        found = plain_rows([line, line])
+        found = plain_rows(line + b"\n" + line)
         assert found is not None
         parsed = parse_line(line, 1)
         assert parsed.row is not None
@@ -66,6 +66,13 @@ class TestLeftToTheCarefulReader:
             b"",
             b"[]",
             GOOD + GOOD,
+            GOOD + b" " + GOOD + b"\n",
+            b"\n" + GOOD + GOOD,
+            GOOD.replace(b"}, {", b"},\n{"),
+            GOOD.replace(b"}, {", b"},\n{") + GOOD,
+            GOOD.replace(b"[", b"[\n").replace(b"]", b"]\n") + GOOD + GOOD,
+            GOOD.replace(b"]}", b"]\n}") + GOOD,
+            GOOD + b"\n",
             GOOD[:-1],
             b"\xef\xbb\xbf" + GOOD,
             GOOD.replace(b"384", b"\xff"),
@@ -113,8 +120,8 @@ class TestLeftToTheCarefulReader:
         ],
     )
     def test_whatever_could_need_a_word(self, line: bytes) -> None:
-        assert plain_rows([line]) is None
-        assert plain_rows([GOOD, line, GOOD]) is None
+        assert plain_rows(line) is None
+        assert plain_rows(b"\n".join([GOOD, line, GOOD])) is None
 
 
 @THOROUGH
@@ -122,8 +129,8 @@ class TestLeftToTheCarefulReader:
 def test_nothing_that_the_careful_reader_finds_in_texts_is_recognised(found: str, is_ascii: bool) -> None:
     rows = {"messages": [{"role": "user", "content": f"a{found}b"}, ANSWER]}
     line = json.dumps(rows, ensure_ascii=is_ascii).encode()
-    assert plain_rows([line]) is None
-    assert plain_rows([line.replace(b"/", b"\\/")]) is None
+    assert plain_rows(line) is None
+    assert plain_rows(line.replace(b"/", b"\\/")) is None
 
 
 # Beginnings, ends and inner pieces of rows, joined at random: far more often nearly right than random bytes are.
@@ -156,6 +163,10 @@ lines = st.one_of(
     st.lists(pieces, max_size=8).map(b"".join),
     st.lists(messages, min_size=1, max_size=4).map(lambda found: b'{"messages": [' + b", ".join(found) + b"]}"),
     st.sampled_from([GOOD, GOOD + b"\r", line_of(SYSTEM, USER, ANSWER), line_of(USER, {**ANSWER, "weight": 0}), b""]),
+    # Rows on several lines, and several on one: what only line feeds are wrong with.
+    st.sampled_from(
+        [GOOD + GOOD, GOOD[: GOOD.index(b"}, ") + 3], GOOD[GOOD.index(b"}, ") + 3 :], GOOD[:-1], b"}", b" "]
+    ),
 ).filter(lambda line: b"\n" not in line)
 
 
@@ -163,7 +174,7 @@ lines = st.one_of(
 @given(st.lists(lines, min_size=1, max_size=5))
 @example([b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "\\"content\\""}]}'])
 def test_the_careful_reader_takes_every_recognised_row_without_a_word(found: list[bytes]) -> None:
-    recognised = plain_rows(found)
+    recognised = plain_rows(b"\n".join(found))
     if recognised is None:
         return
     for line, row in zip(found, recognised.rows, strict=True):
@@ -177,19 +188,22 @@ def test_the_careful_reader_takes_every_recognised_row_without_a_word(found: lis
 
 
 @THOROUGH
-@given(st.lists(lines, max_size=24), st.booleans())
-def test_a_file_is_told_the_same_without_the_quick_reading(found: list[bytes], ends_well: bool) -> None:
+@given(st.lists(lines, max_size=24), st.booleans(), st.integers(min_value=1, max_value=2000))
+def test_a_file_is_told_the_same_in_pieces_and_without_the_quick_reading(
+    found: list[bytes], ends_well: bool, piece_bytes: int
+) -> None:
     data = b"\n".join([GOOD, *found]) + b"\n" * ends_well
-    quick = _told(data)
+    quick = _told(data, piece_bytes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(file_validator, "plain_rows", lambda _: None)
-        assert _told(data) == quick
+        assert _told(data, len(data)) == quick
 
 
-def _told(data: bytes) -> FileValidation | dict[str, Any]:
+def _told(data: bytes, piece_bytes: int) -> FileValidation | dict[str, Any]:
     validator = ChatFileValidator(max_line_bytes=400, min_examples=1)
     try:
-        validator.feed(data)
+        for start in range(0, len(data), piece_bytes):
+            validator.feed(data[start : start + piece_bytes])
         return validator.finish()
     except InvalidChatFileError as error:
         return {"problems": error.problems, "num_problems": error.num_problems}
@@ -219,23 +233,47 @@ def test_a_few_lines_that_need_a_look_leave_the_others_to_the_quick_reading(monk
 class TestRepeatedRows:
     def test_a_row_is_known_again_however_its_line_was_read(self) -> None:
         seen = RepeatedRows()
-        careful, quick = parse_line(GOOD, 1).row, plain_rows([GOOD, line_of(SYSTEM, USER, ANSWER)])
+        careful, quick = parse_line(GOOD, 1).row, plain_rows(GOOD + b"\n" + line_of(SYSTEM, USER, ANSWER))
         assert careful is not None
         assert quick is not None
-        assert seen.add([careful]) == []
-        assert seen.add_plain(quick.rows) == [0]
+        seen.note([careful], 1)
+        assert seen.repeated(most_lines=9) == (0, [])
+        seen.note_plain(quick.rows, 2)
+        assert seen.repeated(most_lines=9) == (1, [2])
         developer = parse_line(line_of({**SYSTEM, "role": "developer"}, USER, ANSWER), 1).row
         assert developer is not None
-        assert seen.add([developer]) == [0]
+        seen.note([developer], 7)
+        assert seen.repeated(most_lines=9) == (2, [2, 7])
 
     def test_a_weight_makes_another_row(self) -> None:
         rows = [
             parse_line(line_of(USER, {**ANSWER, **weight}), 1).row for weight in ({}, {"weight": 1}, {"weight": None})
         ]
         found = [row for row in rows if row is not None]
-        assert RepeatedRows().add(found) == [2]
+        seen = RepeatedRows()
+        seen.note(found, 1)
+        assert seen.repeated(most_lines=9) == (1, [3])
 
     def test_many(self) -> None:
-        found = plain_rows([line_of({**USER, "content": f"{number % 30_000}?"}, ANSWER) for number in range(40_000)])
+        lines = [line_of({**USER, "content": f"{number % 30_000}?"}, ANSWER) for number in range(40_000)]
+        found = plain_rows(b"\n".join(lines))
         assert found is not None
-        assert RepeatedRows().add_plain(found.rows) == list(range(30_000, 40_000))
+        seen = RepeatedRows()
+        seen.note_plain(found.rows, 1)
+        assert seen.repeated(most_lines=20_000) == (10_000, list(range(30_001, 40_001)))
+
+    def test_in_parts_as_at_once_and_no_more_than_were_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(repeated_rows, "_ROWS_AT_ONCE", 16)
+        monkeypatch.setattr(repeated_rows, "_MAX_ROWS", 500)
+        numbers = [number % 70 for number in range(100)] * 6
+        rows = [PlainRow((PlainMessage("user", f"{number}?"),)) for number in numbers]
+        seen, expected = set(), []
+        for line, number in enumerate(numbers[:500], start=11):
+            if number in seen:
+                expected.append(line)
+            seen.add(number)
+        noted = RepeatedRows()
+        noted.note_plain(rows[:450], 11)
+        noted.note_plain(rows[450:], 461)
+        assert noted.repeated(most_lines=1000) == (len(expected), expected)
+        assert noted.repeated(most_lines=7) == (len(expected), expected[:7])
