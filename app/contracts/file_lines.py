@@ -42,17 +42,17 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> Lines | None:
         """The lines that `data` completes."""
-        whole, line_feed, rest = data.rpartition(b"\n")
+        place = data.rfind(b"\n")
         lines = None
-        if line_feed:
-            lines = self._lines(whole)
+        if place >= 0:
+            lines = self._lines(memoryview(data)[:place])
             self._pieces, self._size = [], 0
-        self._append(rest)
+        self._append(data[place + 1 :])
         return lines
 
     def finish(self) -> Lines | None:
         """The last line, if it had no line feed."""
-        return self._lines(b"") if self._size else None
+        return self._lines(memoryview(b"")) if self._size else None
 
     def too_long(self, number: int) -> LineProblem:
         """What is wrong with line `number`, which is too long."""
@@ -67,11 +67,11 @@ class LineSplitter:
         elif part:
             self._pieces.append(part)
 
-    def _lines(self, whole: bytes) -> Lines:
+    def _lines(self, whole: memoryview) -> Lines:
         """Whole lines, after what is kept of the first."""
         if self._size + len(whole) <= self._max_line_bytes:
             return Lines(b"".join([*self._pieces, whole]), frozenset())
-        first, *others = whole.split(b"\n")
+        first, *others = bytes(whole).split(b"\n")
         self._append(first)
         first = b"".join(self._pieces)
         too_long = {index for index, line in enumerate(others, start=1) if len(line) > self._max_line_bytes}

@@ -176,8 +176,8 @@ class ChatFileValidator:
     def _warn_of_repeated_rows(self) -> None:
         """Puts what only the end shows where the file has it: warnings are in the order of their lines."""
         repeated = self._rows.repeated(most_lines=MAX_LISTED_PROBLEMS)
-        self._tally.num_duplicate_rows = repeated.count
-        self._num_warnings += repeated.count
+        self._tally.num_duplicate_rows = repeated.num_rows
+        self._num_warnings += repeated.num_rows
         found = self._warnings + list(map(_repeated_row, repeated.line_numbers))
         self._warnings = sorted(found, key=lambda warning: warning.line or 0)[:MAX_LISTED_PROBLEMS]
 

@@ -16,7 +16,7 @@ _ROWS_AT_ONCE = 131_072
 class Repeated(NamedTuple):
     """Rows that were there before."""
 
-    count: int
+    num_rows: int
     line_numbers: list[int]
     """Of the first of them, in order."""
 

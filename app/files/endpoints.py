@@ -10,6 +10,7 @@ from app.dependencies import ServicesDep, TenantDep
 from app.downloads import send_object
 from app.files.schemas import FileDeleted, FileList, FileObject
 from app.pagination import After, Order
+from app.receiving import receive
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
@@ -22,9 +23,7 @@ async def upload_file(request: Request, tenant: TenantDep, services: ServicesDep
     adapter_model.safetensors, which is opened when it is evaluated."""
     upload = await to_thread.run_sync(services.files.begin_upload, tenant, request.headers)
     try:
-        async for piece in request.stream():
-            if piece:
-                await to_thread.run_sync(upload.receiver.feed, piece)
+        await receive(request.stream(), upload.receiver.feed)
         return await to_thread.run_sync(services.files.finish_upload, tenant, upload)
     finally:
         # Also when the client went away: what was written must go even while the request is being cancelled.

@@ -14,6 +14,9 @@ FORM_OVERHEAD_BYTES = 64 * 1024
 MAX_FIELD_BYTES = 1024
 MAX_PARTS = 8
 MAX_FILENAME_CHARACTERS = 255
+_MAX_BOUNDARY_CHARACTERS = 70
+_LONGEST_DELIMITER = _MAX_BOUNDARY_CHARACTERS + 8
+"""With its line breaks and hyphens."""
 
 
 class FileForm:
@@ -60,6 +63,8 @@ class FileForm:
         self._part_headers: dict[str, str] = {}
         self._header = (bytearray(), bytearray())
         self._is_complete = False
+        self._num_since_return = 0
+        """Bytes that came after the last carriage return."""
         self._parser = MultipartParser(
             boundary,
             {
@@ -83,10 +88,15 @@ class FileForm:
         self._num_body_bytes += len(data)
         if self._num_body_bytes > self._max_file_bytes + FORM_OVERHEAD_BYTES:
             raise self._too_large()
-        try:
-            self._parser.write(data)
-        except FormParserError as error:
-            raise InvalidRequestError("The body is not valid multipart/form-data.", code="invalid_form") from error
+        if self._is_file_alone(data):
+            self._on_part_data(data, 0, len(data))
+        else:
+            try:
+                self._parser.write(data)
+            except FormParserError as error:
+                raise InvalidRequestError("The body is not valid multipart/form-data.", code="invalid_form") from error
+        place = data.rfind(b"\r")
+        self._num_since_return = self._num_since_return + len(data) if place == -1 else len(data) - place - 1
 
     def finish(self) -> str:
         """Checks what only the end shows.
@@ -103,6 +113,12 @@ class FileForm:
             what, name = f"Missing required parameter: {self._file_field}", self._file_field
             raise InvalidRequestError(what, param=name, code="missing_required_parameter")
         return self.filename
+
+    def _is_file_alone(self, data: bytes) -> bool:
+        """Whether the parser would find nothing in `data`, for which it takes a tenth of an upload's time: a delimiter
+        begins with a carriage return, and none has come for longer than a delimiter is."""
+        is_inside = self._part_name == self._file_field and self._num_since_return > _LONGEST_DELIMITER
+        return is_inside and b"\r" not in data
 
     def _on_part_begin(self) -> None:
         self._num_parts += 1
@@ -169,8 +185,9 @@ class FileForm:
         if kind != b"multipart/form-data" or not boundary:
             what = f"Send {self._file_field} as multipart/form-data."
             raise InvalidRequestError(what, param=self._file_field, code="invalid_form")
-        if len(boundary) > 70:
-            raise InvalidRequestError("The form's boundary is longer than 70 characters.", code="invalid_form")
+        if len(boundary) > _MAX_BOUNDARY_CHARACTERS:
+            what = f"The form's boundary is longer than {_MAX_BOUNDARY_CHARACTERS} characters."
+            raise InvalidRequestError(what, code="invalid_form")
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._max_file_bytes + FORM_OVERHEAD_BYTES:
             raise self._too_large()

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from app.dependencies import ServicesDep, TenantDep
 from app.idempotency.route import CreatingRoute
 from app.pagination import After, Order
+from app.receiving import receive
 from app.uploads.schemas import PartList, PartObject, UploadComplete, UploadCreate, UploadObject
 
 router = APIRouter(route_class=CreatingRoute, prefix="/v1/uploads", tags=["Uploads"])
@@ -45,9 +46,7 @@ async def add_part(upload_id: str, request: Request, tenant: TenantDep, services
     """Adds a part (multipart: `data`)."""
     receiver = await to_thread.run_sync(services.uploads.begin_part, tenant, upload_id, request.headers)
     try:
-        async for piece in request.stream():
-            if piece:
-                await to_thread.run_sync(receiver.feed, piece)
+        await receive(request.stream(), receiver.feed)
         return await to_thread.run_sync(services.uploads.finish_part, receiver)
     finally:
         # Also when the client went away: what was written must go even while the request is being cancelled.

@@ -187,7 +187,8 @@ class TestStoredBytes:
         }
         status, answer = anyio.run(call_asgi, api, "POST", "/v1/files", headers, receive)
         assert (status, b"insufficient_quota" in answer) == (429, True)
-        assert 100_000 < num_sent < 100_000 + 2 * len(DATA)
+        # Not much more: a few pieces are read while the one before them is looked at.
+        assert 100_000 < num_sent < 100_000 + 6 * len(DATA)
         with database.reading() as session:
             assert session.scalars(select(File)).all() == []
 
