@@ -151,16 +151,24 @@ def add_model(
             "safelora, magmax, ties and slerp need it."
         ),
     ] = None,
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="For a new name whose model comes without a chat template: a file with one, in Jinja.",
+        ),
+    ] = None,
 ) -> None:
     """Register a base model. `models prepare` makes it ready for jobs."""
     settings = Settings()
-    entry = _entry(name, source, align=align, unaligned_twin=unaligned_twin)
+    entry = _entry(name, source, align=align, unaligned_twin=unaligned_twin, chat_template=chat_template)
     with open_database(settings) as database:
         catalog = CatalogService(database, settings.organization)
         known = catalog.bases().get(name)
         if known is not None and known.source != entry.source:
             fail(f"{name} is registered with the source {known.source}: choose another name for this one.")
-        if known is not None and source is not None and not _is_aligned_alike(known.recipe, entry.recipe):
+        if known is not None and source is not None and not _is_prepared_alike(known.recipe, entry.recipe):
             fail(f"{name} is registered with other options: choose another name for this one.")
         status = catalog.add_base(entry)
     out.print(
@@ -256,28 +264,36 @@ def upgrade_database() -> None:
     out.print(f"The database is at revision {revision}.")
 
 
-def _entry(name: str, source: str | None, *, align: bool, unaligned_twin: str | None) -> CatalogueEntry:
+def _entry(
+    name: str, source: str | None, *, align: bool, unaligned_twin: str | None, chat_template: Path | None
+) -> CatalogueEntry:
     known = find_entry(name)
     if source is None:
         if known is None:
             fail(f"The catalogue has no {name}: give a --source, or one of {', '.join(e.id for e in CATALOGUE)}.")
-        if align or unaligned_twin is not None:
-            option = "--align" if align else "--unaligned-twin"
-            fail(f"The catalogue says how {name} is aligned: {option} is for a new name with a --source.")
+        options = {"--align": align, "--unaligned-twin": unaligned_twin, "--chat-template": chat_template}
+        for option, value in options.items():
+            if value:
+                fail(f"The catalogue says how {name} is prepared: {option} is for a new name with a --source.")
         return known
     if known is not None:
         fail(f"{name} is a name of the catalogue: choose another one for your --source.")
     if align and unaligned_twin is not None:
         fail("A base that is aligned here is its own unaligned twin: leave --align or --unaligned-twin out.")
-    recipe = PrepareRecipe(align=align, unaligned_twin=None if unaligned_twin is None else _source(unaligned_twin))
+    recipe = PrepareRecipe(
+        align=align,
+        unaligned_twin=None if unaligned_twin is None else _source(unaligned_twin),
+        chat_template=None if chat_template is None else chat_template.read_text(encoding="utf-8"),
+    )
     try:
         return CatalogueEntry(id=name, title=name, source=_source(source), licence="", recipe=recipe)
     except ValueError as error:
         fail(f"{name} cannot be a model's name: use lower-case letters, digits, dots and dashes. ({error})")
 
 
-def _is_aligned_alike(one: PrepareRecipe, other: PrepareRecipe) -> bool:
-    return (one.align, one.unaligned_twin) == (other.align, other.unaligned_twin)
+def _is_prepared_alike(one: PrepareRecipe, other: PrepareRecipe) -> bool:
+    options = {"align", "unaligned_twin", "chat_template"}
+    return one.model_dump(include=options) == other.model_dump(include=options)
 
 
 def _source(text: str) -> str:

@@ -92,6 +92,20 @@ class TestModels:
         assert CatalogService(database, "us").bases()["mine"].recipe.unaligned_twin == f"path:{tmp_path / 'twin'}"
         database.dispose()
 
+    def test_a_model_without_a_chat_template_is_given_one(self, run: CliRunner, tmp_path: Path) -> None:
+        template = tmp_path / "turns.jinja"
+        template.write_text("{{ messages }}")
+        add = ["models", "add", "mine", "--source", "path:pretrained", "--align", "--chat-template"]
+        assert run.invoke(cli, [*add, "nowhere.jinja"]).exit_code == 2
+        assert run.invoke(cli, [*add, str(template)]).exit_code == 0
+        database = database_in(tmp_path)
+        assert CatalogService(database, "us").bases()["mine"].recipe.chat_template == "{{ messages }}"
+        database.dispose()
+        template.write_text("{{ messages[0] }}")
+        assert "another name" in run.invoke(cli, [*add, str(template)]).stderr
+        known = run.invoke(cli, ["models", "add", "gemma-2b-it", "--chat-template", str(template)])
+        assert "--chat-template is for a new name" in known.stderr
+
     def test_how_jobs_on_a_base_are_trained_is_the_providers_choice(self, run: CliRunner, tmp_path: Path) -> None:
         assert "not registered" in run.invoke(cli, ["models", "training", "gemma-2b-it"]).stderr
         run.invoke(cli, ["models", "add", "gemma-2b-it"])

@@ -135,8 +135,9 @@ class TestCatalogue:
         names = [entry.id for entry in CATALOGUE]
         assert len(names) == len(set(names))
 
-    def test_smollm2_needs_no_hub_and_is_aligned(self) -> None:
-        entry = find_entry("smollm2-135m-instruct")
+    @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "gemma3-270m"])
+    def test_two_need_no_hub_and_are_aligned(self, name: str) -> None:
+        entry = find_entry(name)
         assert entry is not None
         assert entry.source.startswith("wheel:")
         assert entry.recipe.align

