@@ -8,7 +8,7 @@ from benchmarks.methods.bench import Bench
 
 
 class Minimum(NamedTuple):
-    """Time of a step relative to a plain one, if time went into tokens alone."""
+    """Time of a step relative to a plain one, if time went into tokens (EWC: into products) alone."""
 
     passes: str
     value: float
@@ -86,8 +86,15 @@ def minima(bench: Bench, user_tokens: float, forward_share: float, steps: Sequen
         "safegrad": Minimum("2: user's rows, memory rows", with_one),
         "refresh": Minimum("2, each as derpp's", 2 * with_two),
         "lwf": Minimum("1, and a forward before the first epoch", 1 + forward_share),
+        "ewc": Minimum("1, and three products of rank R with every weight", 1 + _ewc_share(bench, user_tokens)),
         "lisa": Minimum(f"1, on memory rows in {lisa.alignment_steps} step of {cycle}", mixed),
     }
+
+
+def _ewc_share(bench: Bench, user_tokens: float) -> float:
+    """The products of EWC's penalty (B A, P A^T, B^T P) have 6 R multiplications and additions for each number of a
+    weight; a plain step has 4 for each token, forward and backward to the inputs of a frozen base."""
+    return 6 * bench.plan.lora.rank / (4 * user_tokens)
 
 
 def compared(target: Target, measured: Measured, plain: Measured, minimum: Minimum) -> float:
