@@ -45,7 +45,7 @@ class _Feeding:
         self._waiting: deque[bytes] = deque()
         self._is_working = False
         self._work: asyncio.Task[None] | None = None
-        self._error: Exception | None = None
+        self._error: BaseException | None = None
 
     async def put(self, piece: bytes) -> None:
         """Returns as soon as the piece can wait."""
@@ -77,8 +77,13 @@ class _Feeding:
             await asyncio.wait([self._work])
 
     async def _take_turns(self) -> None:
-        while await self._loop.run_in_executor(_THREADS, self._turn):
-            pass
+        try:
+            while await self._loop.run_in_executor(_THREADS, self._turn):
+                pass
+        except BaseException as error:
+            # Whatever it is: nobody may wait for a thread that has ended, or take what it was fed for the whole.
+            self._error = error
+            self._room.release()
 
     def _turn(self) -> bool:
         """Feeds some of what waits. Returns whether there may be more."""

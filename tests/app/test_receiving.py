@@ -108,6 +108,18 @@ async def test_what_the_last_piece_raises_is_raised() -> None:
         await receive(aiter(Source(numbered(5))), feed)
 
 
+@pytest.mark.parametrize("count", [1, 50])
+async def test_a_thread_that_ends_in_any_way_is_not_waited_for(count: int) -> None:
+    class Stop(BaseException):
+        pass
+
+    def feed(_: bytes) -> None:
+        raise Stop
+
+    with anyio.fail_after(TIMEOUT), pytest.raises(Stop):
+        await receive(aiter(Source(numbered(count))), feed)
+
+
 async def test_the_source_is_not_read_far_ahead() -> None:
     feed, source = Feed(), Source(numbered(50))
     async with asyncio.TaskGroup() as group:
