@@ -50,9 +50,9 @@ class _Feeding:
     async def put(self, piece: bytes) -> None:
         """Returns as soon as the piece can wait."""
         await self._room.acquire()
-        if self._error is not None:
-            raise self._error
         with self._lock:
+            if self._error is not None:
+                raise self._error
             self._waiting.append(piece)
             is_idle, self._is_working = not self._is_working, True
         if is_idle:

@@ -1,8 +1,7 @@
 """Rows that were there before, in bounded memory."""
 
 from array import array
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from app.contracts.chat import ChatRow, PreferenceRow
@@ -46,23 +45,22 @@ class RepeatedRows:
     def repeated(self, *, most_lines: int) -> Repeated:
         """Of the noted rows those that were there before, with the numbers of the first `most_lines` lines."""
         num_parts = 1 + len(self._hashes) // _ROWS_AT_ONCE
-        count = 0
+        num_rows = 0
         line_numbers: list[int] = []
         for part in range(num_parts):
             # Equal rows have equal hashes, so no row of one part is a row of another.
-            hashes = [found for found in self._hashes if found % num_parts == part]
-            num_repeated = len(hashes) - len(set(hashes))
-            count += num_repeated
-            line_numbers.extend(islice(self._lines_of_part(part, num_parts), min(num_repeated, most_lines)))
-        return Repeated(count, sorted(line_numbers)[:most_lines])
-
-    def _lines_of_part(self, part: int, num_parts: int) -> Iterator[int]:
-        seen: set[int] = set()
-        for found, line_number in zip(self._hashes, self._line_numbers, strict=True):
-            if found % num_parts == part:
-                if found in seen:
-                    yield line_number
-                seen.add(found)
+            seen: set[int] = set()
+            num_before = len(line_numbers)
+            for found, line_number in zip(self._hashes, self._line_numbers, strict=True):
+                if found % num_parts != part:
+                    continue
+                if found not in seen:
+                    seen.add(found)
+                    continue
+                num_rows += 1
+                if len(line_numbers) - num_before < most_lines:
+                    line_numbers.append(line_number)
+        return Repeated(num_rows, sorted(line_numbers)[:most_lines])
 
 
 def _comparable(row: ChatRow | PreferenceRow) -> ChatRow | PreferenceRow | PlainRow:
