@@ -115,11 +115,7 @@ class UploadService:
 
     def get(self, tenant: Tenant, upload_id: str) -> UploadObject:
         with self.database.reading() as session:
-            upload = repository.get(session, tenant.project_id, upload_id)
-            if upload is None:
-                raise _missing(upload_id)
-            file = files.get(session, tenant.project_id, upload.file_id) if upload.file_id else None
-            return UploadObject.from_row(upload, file, session.scalars(db_now().select()).one())
+            return _found(session, tenant, upload_id)[1]
 
     def parts(self, tenant: Tenant, upload_id: str, *, after: str | None, limit: int, order: Order) -> PartList:
         with self.database.reading() as session:
@@ -164,11 +160,8 @@ class UploadService:
             # The parts first: whoever completes the upload meanwhile deletes them after its status has changed, so
             # that those of an upload that is still pending are all there.
             known = repository.parts(session, upload_id)
-            upload = repository.get(session, tenant.project_id, upload_id)
-            if upload is None:
-                raise _missing(upload_id)
-            status = UploadObject.from_row(upload, None, session.scalars(db_now().select()).one()).status
-        if status != UploadStatus.PENDING:
+            upload, shown = _found(session, tenant, upload_id)
+        if shown.status != UploadStatus.PENDING:
             return self._as_it_ended(tenant, upload_id, request)
         chosen = _chosen(upload, known, request.part_ids)
         file_id = new_id("file-")
@@ -235,18 +228,26 @@ class UploadService:
     def _as_it_ended(self, tenant: Tenant, upload_id: str, request: UploadComplete) -> UploadObject:
         """What whoever completed it was told, if that was with the same parts."""
         with self.database.reading() as session:
-            upload = repository.get(session, tenant.project_id, upload_id)
-        found = self.get(tenant, upload_id)
-        if found.status != UploadStatus.COMPLETED or upload is None:
-            raise _ended(upload_id, f"is {found.status}")
+            upload, shown = _found(session, tenant, upload_id)
+        if shown.status != UploadStatus.COMPLETED:
+            raise _ended(upload_id, f"is {shown.status}")
         if repository.order_of(upload) != request.part_ids:
             raise _ended(upload_id, "was completed with other parts")
-        return found
+        return shown
 
     def _pending(self, tenant: Tenant, upload_id: str) -> None:
         found = self.get(tenant, upload_id)
         if found.status != UploadStatus.PENDING:
             raise _ended(upload_id, f"is {found.status}")
+
+
+def _found(session: Session, tenant: Tenant, upload_id: str) -> tuple[Upload, UploadObject]:
+    """The upload and what is shown of it, both of one moment. Raises NotFoundError."""
+    upload = repository.get(session, tenant.project_id, upload_id)
+    if upload is None:
+        raise _missing(upload_id)
+    file = files.get(session, tenant.project_id, upload.file_id) if upload.file_id else None
+    return upload, UploadObject.from_row(upload, file, session.scalars(db_now().select()).one())
 
 
 def _check_parts(session: Session, part: UploadPart) -> None:

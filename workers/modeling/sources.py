@@ -111,15 +111,18 @@ def _with_template(fetched: FetchedModel, chat_template: str, cache_dir: Path) -
     config = json.loads(config_file.read_text()) if config_file.is_file() else {}
     if (fetched.directory / _TEMPLATE).exists() or config.get("chat_template"):
         raise SourceError(f"{fetched.source} has a chat template of its own: leave yours out.")
+    # Its own name, so that nobody who asks for the source alone finds it; what a path: source holds can change.
+    template_hash = hashlib.sha256(chat_template.encode()).hexdigest()
+    own_name = f"{fetched.source} at {fetched.content_hash} with {_TEMPLATE} {template_hash}"
+    known = _find_cached(own_name, cache_dir)
+    if known:
+        return known._replace(source=fetched.source)
     staging = Path(tempfile.mkdtemp(dir=cache_dir))
     for file in fetched.directory.iterdir():
         if file.name != _SOURCE_RECORD:
             os.link(file, staging / file.name)
-    (staging / _TEMPLATE).write_text(chat_template)
-    # Nobody who asks for the source alone may find this one.
-    own_name = f"{fetched.source} with {_TEMPLATE} {hashlib.sha256(chat_template.encode()).hexdigest()}"
-    published = _publish(staging, cache_dir, source=own_name, asked=own_name)
-    return published._replace(source=fetched.source)
+    (staging / _TEMPLATE).write_text(chat_template, encoding="utf-8")
+    return _publish(staging, cache_dir, source=own_name, asked=own_name)._replace(source=fetched.source)
 
 
 def _from_path(path: Path, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
