@@ -20,84 +20,92 @@ async def receive(pieces: AsyncIterator[bytes], feed: Callable[[bytes], None]) -
     """Calls `feed` with one piece after the other, in a thread; nothing is fed any more when this returns or raises.
 
     Raises:
-        Exception: What `feed` raised; no more than a few further pieces have been read then.
+        Exception: What `feed` raised, as soon as it did: nobody waits for the next piece.
     """
     feeding = _Feeding(feed)
     try:
-        async for piece in pieces:
-            if piece:
-                await feeding.put(piece)
+        with feeding.reading:
+            async for piece in pieces:
+                if piece:
+                    await feeding.put(piece)
         await feeding.finish()
     finally:
-        # Also when the client went away: what follows may not meet the thread at work.
-        with CancelScope(shield=True):
-            await feeding.stop()
+        await feeding.stop()
 
 
 class _Feeding:
     """Pieces that wait, and the thread that works while there are any."""
 
     def __init__(self, feed: Callable[[bytes], None]) -> None:
+        self.reading = CancelScope()
+        """Cancelled once `feed` raises: a client that sends a bad piece and then nothing is answered at once."""
         self._feed = feed
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(_PIECES_AHEAD)
+        self._has_ended = asyncio.Event()
+        """A hint to look again at `_is_working`: by the time it is set there may be work anew."""
         self._lock = Lock()
         self._waiting: deque[bytes] = deque()
         self._is_working = False
-        self._work: asyncio.Task[None] | None = None
         self._error: BaseException | None = None
 
     async def put(self, piece: bytes) -> None:
-        """Returns as soon as the piece can wait."""
+        """Returns as soon as the piece can wait. Raises what feeding raised."""
         await self._room.acquire()
         with self._lock:
             if self._error is not None:
                 raise self._error
             self._waiting.append(piece)
-            is_idle, self._is_working = not self._is_working, True
-        if is_idle:
-            await self._ended_work()
-            self._work = asyncio.create_task(self._take_turns())
+            if not self._is_working:
+                _THREADS.submit(self._turn)
+                self._is_working = True
 
     async def finish(self) -> None:
         """Waits until all is fed. Raises what feeding raised."""
-        await self._ended_work()
+        while self._is_working:
+            self._has_ended.clear()
+            await self._has_ended.wait()
         if self._error is not None:
             raise self._error
 
     async def stop(self) -> None:
-        """Waits until nothing is fed any more."""
+        """Waits until nothing is fed any more, however often it is cancelled: what follows may not meet the thread at
+        work."""
         with self._lock:
             self._waiting.clear()
-        await self._ended_work()
+        cancelled: asyncio.CancelledError | None = None
+        with CancelScope(shield=True):
+            while self._is_working:
+                self._has_ended.clear()
+                try:
+                    await self._has_ended.wait()
+                except asyncio.CancelledError as error:
+                    cancelled = error
+        if cancelled is not None:
+            raise cancelled
 
-    async def _ended_work(self) -> None:
-        if self._work is not None:
-            # Awaited itself, it would be cancelled with whoever waits, and its thread would go on unseen.
-            await asyncio.wait([self._work])
-
-    async def _take_turns(self) -> None:
+    def _turn(self) -> None:
+        """Feeds some of what waits, then lines up again behind the others if there is more."""
         try:
-            while await self._loop.run_in_executor(_THREADS, self._turn):
-                pass
+            if self._fed_and_has_more():
+                _THREADS.submit(self._turn)
+                return
         except BaseException as error:
             # Whatever it is: nobody may wait for a thread that has ended, or take what it was fed for the whole.
-            self._error = error
-            self._room.release()
+            with self._lock:
+                self._error = error
+                self._waiting.clear()
+                self._is_working = False
+            self._loop.call_soon_threadsafe(self.reading.cancel)
+        self._loop.call_soon_threadsafe(self._has_ended.set)
 
-    def _turn(self) -> bool:
-        """Feeds some of what waits. Returns whether there may be more."""
+    def _fed_and_has_more(self) -> bool:
         for _ in range(_PIECES_A_TURN):
             with self._lock:
                 if not self._waiting:
                     self._is_working = False
                     return False
                 piece = self._waiting.popleft()
-            try:
-                self._feed(piece)
-            except Exception as error:
-                with self._lock:
-                    self._error = error
-                    self._waiting.clear()
+            self._feed(piece)
             self._loop.call_soon_threadsafe(self._room.release)
         return True

@@ -108,6 +108,32 @@ async def test_what_the_last_piece_raises_is_raised() -> None:
         await receive(aiter(Source(numbered(5))), feed)
 
 
+@pytest.mark.parametrize("place", range(5))
+async def test_what_is_raised_is_told_though_nothing_more_comes(place: int) -> None:
+    has_ended: list[bool] = []
+
+    async def stalled() -> AsyncIterator[bytes]:
+        try:
+            for piece in numbered(place + 1):
+                yield piece
+            await asyncio.sleep(2 * TIMEOUT)
+        finally:
+            has_ended.append(True)
+
+    def feed(piece: bytes) -> None:
+        if piece == b"%d" % place:
+            raise ValueError("bad")
+
+    with anyio.fail_after(TIMEOUT), pytest.raises(ValueError, match="bad"):
+        await receive(stalled(), feed)
+    assert has_ended
+    # Nothing of how the source was interrupted is left to whoever goes on.
+    await asyncio.sleep(0)
+    current = asyncio.current_task()
+    assert current is not None
+    assert current.cancelling() == 0
+
+
 @pytest.mark.parametrize("count", [1, 50])
 async def test_a_thread_that_ends_in_any_way_is_not_waited_for(count: int) -> None:
     class Stop(BaseException):
@@ -177,6 +203,46 @@ async def test_nothing_is_fed_after_it_was_cancelled(kind: str, *, is_waiting_fo
     feed.may_go_on.set()
     await asyncio.wait([task])
     assert was_inside == [False]
+    assert feed.fed == [b"0"]
+
+
+async def test_nothing_is_fed_after_it_was_cancelled_again_and_again() -> None:
+    feed = Feed()
+    was_inside: list[bool] = []
+
+    async def request() -> None:
+        try:
+            await receive(aiter(Source(numbered(50))), feed)
+        finally:
+            was_inside.append(feed.is_inside)
+
+    task = asyncio.create_task(request())
+    await asyncio.to_thread(feed.has_begun.wait, TIMEOUT)
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0.01)
+    assert not task.done()
+    feed.may_go_on.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert was_inside == [False]
+    assert feed.fed == [b"0"]
+
+
+def test_nothing_is_fed_after_the_loop_has_ended() -> None:
+    feed = Feed()
+    timer = threading.Timer(0.1, feed.may_go_on.set)
+
+    async def main() -> None:
+        task = asyncio.create_task(receive(aiter(Source(numbered(50))), feed))
+        await asyncio.to_thread(feed.has_begun.wait, TIMEOUT)
+        task.cancel()
+        await asyncio.sleep(0)
+        timer.start()
+        # The loop's end cancels the task once more, and whatever else is under way.
+
+    asyncio.run(main())
+    assert not feed.is_inside
     assert feed.fed == [b"0"]
 
 
