@@ -1,11 +1,12 @@
 """The database: one engine for SQLite and PostgreSQL, short transactions, and its own clock."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, MetaData, create_engine, event
+from sqlalchemy import Engine, MetaData, create_engine, event, func, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
@@ -78,6 +79,17 @@ def open_engine(url: str) -> Engine:
         connection.exec_driver_sql("BEGIN" if is_reading else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def one_at_a_time(session: Session, what: str) -> None:
+    """Lets only one of the transactions that name the same go on; the others wait here until it has ended.
+
+    What a transaction looks for after this, and does not find, nobody adds before it does. On SQLite whoever writes is
+    alone from the beginning of its transaction.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        key = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], signed=True)
+        session.execute(select(func.pg_advisory_xact_lock(key)))
 
 
 class Database:

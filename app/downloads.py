@@ -2,6 +2,8 @@
 
 import base64
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -39,13 +41,38 @@ class StoredObject:
     media_type: str
 
 
-def send_object(storage: ObjectStorage, stored: StoredObject, request_headers: Headers) -> Response:
-    """The response to a GET of an object that never changes.
+@contextmanager
+def missing_object(find: Callable[[], object]) -> Iterator[None]:
+    """Tells why an object that a row names is not there.
+
+    Args:
+        find: Looks for the row once more, and raises what clients are told when it is gone.
 
     Raises:
+        ServiceError: What `find` raises: row and object were deleted meanwhile.
+        StorageUnavailableError: The row is there and the object is not.
+    """
+    try:
+        yield
+    except ObjectNotFoundError as error:
+        find()
+        raise StorageUnavailableError("What was stored is missing; tell the service's operator.") from error
+
+
+def send_object(storage: ObjectStorage, find: Callable[[], StoredObject], request_headers: Headers) -> Response:
+    """The response to a GET of an object that never changes.
+
+    Args:
+        storage: Where it lies.
+        find: Finds it for whoever asks.
+        request_headers: Of the GET.
+
+    Raises:
+        ServiceError: What `find` raises.
         RangeNotSatisfiableError: The range that is asked for begins after the end.
         StorageUnavailableError: The row is there and the object is not.
     """
+    stored = find()
     etag = f'"{stored.sha256}"'
     headers = {
         "etag": etag,
@@ -64,10 +91,8 @@ def send_object(storage: ObjectStorage, stored: StoredObject, request_headers: H
         headers["content-range"] = f"bytes {start}-{end - 1}/{stored.size_bytes}"
     if start == end:
         return Response(headers=headers, media_type=stored.media_type)
-    try:
+    with missing_object(find):
         chunks = storage.stream(stored.key, start=start, end=end)
-    except ObjectNotFoundError as error:
-        raise StorageUnavailableError("The stored object is missing; tell the service's operator.") from error
     return StreamingResponse(chunks, 206 if wanted else 200, headers=headers, media_type=stored.media_type)
 
 

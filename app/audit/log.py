@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import event, func, select
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from app.audit import repository
-from app.db import db_now
+from app.db import db_now, one_at_a_time
 from app.models import AuditEntry
 
 OPERATOR = "operator"
@@ -26,9 +26,6 @@ GENESIS = "0" * 64
 
 # Numbers with a fraction are left out: PostgreSQL and SQLite do not give each of them back as it was written.
 AuditData = Mapping[str, str | int | bool | None]
-
-_LOCK = 0x756E666F7267
-"""Of PostgreSQL's advisory locks: whoever appends holds it until its transaction ends."""
 
 
 class BrokenChainError(ValueError):
@@ -105,9 +102,7 @@ def _append(
     subject: str,
     data: dict[str, str | int | bool | None],
 ) -> None:
-    if session.get_bind().dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(_LOCK)))
-    # On SQLite whoever writes is alone from the beginning of its transaction.
+    one_at_a_time(session, "audit log")
     last = session.execute(select(AuditEntry.seq, AuditEntry.hash).order_by(AuditEntry.seq.desc()).limit(1)).first()
     entry = AuditEntry(
         seq=1 if last is None else last.seq + 1,

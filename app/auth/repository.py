@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from app.db import db_now
+from app.db import db_now, one_at_a_time
 from app.models import ApiKey, Project
 from app.pagination import Page, fetch_page
 
@@ -34,7 +34,8 @@ def get_live_key(session: Session, sha256: str) -> LiveKey | None:
 
 
 def get_project_by_name(session: Session, name: str) -> Project | None:
-    """Names are unique."""
+    """Names are unique: one that is looked for in a transaction that writes stays free until it ends."""
+    one_at_a_time(session, f"project name {name}")
     return session.scalars(select(Project).where(Project.name == name)).one_or_none()
 
 

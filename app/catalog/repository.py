@@ -14,6 +14,11 @@ def get_base(session: Session, base_id: str) -> BaseModelRow | None:
     return session.get(BaseModelRow, base_id)
 
 
+def lock_base(session: Session, base_id: str) -> BaseModelRow | None:
+    """The same, which nobody else changes until the transaction ends."""
+    return session.get(BaseModelRow, base_id, with_for_update=True)
+
+
 def list_bases(session: Session) -> Sequence[BaseModelRow]:
     """Every base, whatever its state."""
     return session.scalars(select(BaseModelRow).order_by(BaseModelRow.created_at, BaseModelRow.id)).all()

@@ -10,7 +10,7 @@ from app.catalog.methods import safety_methods
 from app.catalog.schemas import ModelList, ModelObject, SafetyMethodList
 from app.contracts.bases import CatalogueEntry, PrepareRecipe, TrainingDefaults
 from app.contracts.states import BaseStatus
-from app.db import Database
+from app.db import Database, one_at_a_time
 from app.errors import NotFoundError
 from app.models import BaseModelRow, FineTunedModel
 
@@ -56,6 +56,7 @@ class CatalogService:
     def add_base(self, entry: CatalogueEntry) -> BaseStatus:
         """Registers a base; one that is there keeps its row and state. Returns the state."""
         with self.database.transaction() as session:
+            one_at_a_time(session, f"base {entry.id}")
             row = repository.get_base(session, entry.id)
             if row is not None:
                 return BaseStatus(row.status)
@@ -84,7 +85,7 @@ class CatalogService:
             NotFoundError: There is no such base.
         """
         with self.database.transaction() as session:
-            row = repository.get_base(session, base_id)
+            row = repository.lock_base(session, base_id)
             if row is None:
                 raise _missing(base_id)
             defaults = TrainingDefaults.model_validate({**row.training_defaults, **changes})

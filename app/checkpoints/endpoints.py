@@ -1,5 +1,6 @@
 """Permissions to use a checkpoint, and its adapter: /v1/fine_tuning/checkpoints/{name}/..."""
 
+from functools import partial
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -51,4 +52,5 @@ def delete_permission(name: str, permission_id: str, tenant: TenantDep, services
 def get_adapter(name: str, request: Request, tenant: TenantDep, services: ServicesDep) -> Response:
     """The checkpoint's adapter as an archive, once the safety gate has let out this very adapter; takes Range, If-Range
     and If-None-Match, and tells its SHA-256."""
-    return send_object(services.checkpoints.storage, services.checkpoints.adapter(tenant, name), request.headers)
+    find = partial(services.checkpoints.adapter, tenant, name)
+    return send_object(services.checkpoints.storage, find, request.headers)

@@ -9,7 +9,7 @@ from app.auth.schemas import Tenant
 from app.checkpoints import repository
 from app.checkpoints.schemas import PermissionDeleted, PermissionList, PermissionsCreate
 from app.checkpoints.usable import usable_checkpoint
-from app.db import Database
+from app.db import Database, one_at_a_time
 from app.downloads import StoredObject
 from app.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
 from app.ids import new_id
@@ -63,6 +63,7 @@ class CheckpointService:
                 raise InvalidRequestError("The checkpoint is this project's own: leave it out.", param="project_ids")
             if unknown := repository.unknown_projects(session, project_ids):
                 raise InvalidRequestError(f"There is no project {unknown[0]}.", param="project_ids")
+            one_at_a_time(session, f"permissions of {checkpoint.id}")
             rows = repository.permissions_of(session, checkpoint.id, project_ids)
             for project_id in project_ids:
                 if project_id not in rows:

@@ -1,12 +1,13 @@
 """What can be known of a job before there is one."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+from sqlalchemy.orm import Session
 
 from app.auth.schemas import Tenant
 from app.catalog.ready import ready_base
@@ -17,7 +18,8 @@ from app.contracts.gate import GatePolicy
 from app.contracts.plan import TrainingPlan
 from app.contracts.protection import AUTO
 from app.db import Database
-from app.errors import InvalidRequestError, NotFoundError, StorageUnavailableError
+from app.downloads import missing_object
+from app.errors import InvalidRequestError, NotFoundError
 from app.estimates import repository
 from app.estimates.counter import beginning_of
 from app.estimates.repository import MeasuredJob
@@ -26,7 +28,8 @@ from app.files.purposes import FINE_TUNE
 from app.files.repository import get as get_file
 from app.jobs.admission import Admitted, admit
 from app.jobs.schemas import JobCreate
-from app.storage import ObjectNotFoundError, ObjectStorage
+from app.models import File
+from app.storage import ObjectStorage
 
 _MOST_PREVIEW_BYTES = 4 * 1024 * 1024
 _TOKENS_OF_A_PRICE = 1_000_000
@@ -71,7 +74,11 @@ class EstimateService:
             EstimatesUnavailableError: Tokens cannot be counted here.
         """
         asked = self._asked(tenant, request)
-        with self._rows(asked.job.training_file.storage_key, self.max_bytes) as (path, is_whole):
+        key = asked.job.training_file.storage_key
+        with (
+            missing_object(lambda: self._asked(tenant, request)),
+            beginning_of(self.storage, key, self.max_bytes) as (path, is_whole),
+        ):
             spec = CountSpec(model_dir=asked.model_dir, file=path, max_row_tokens=asked.job.plan.max_row_tokens)
             found = self.count(spec)
         if found.problem is not None:
@@ -89,16 +96,14 @@ class EstimateService:
             EstimatesUnavailableError: Tokens cannot be counted here.
         """
         with self.database.reading() as session:
-            file = get_file(session, tenant.project_id, file_id)
-            if file is None:
-                raise NotFoundError(f"No such File object: {file_id}", param="id")
-            if file.purpose != FINE_TUNE:
-                what = f"{file_id} has the purpose {file.purpose}: only training files have rows to show."
-                raise InvalidRequestError(what, param="id", code="invalid_file")
+            file = _training_file(session, tenant, file_id)
             base = ready_base(session, tenant, model)
         validation = FileValidation.model_validate(file.validation)
         max_row_tokens = TrainingPlan().max_row_tokens
-        with self._rows(file.storage_key, _MOST_PREVIEW_BYTES) as (path, _):
+        with (
+            missing_object(lambda: self._training_file(tenant, file_id)),
+            beginning_of(self.storage, file.storage_key, _MOST_PREVIEW_BYTES) as (path, _),
+        ):
             spec = CountSpec(
                 model_dir=self._model_dir(base.prepared_hash),
                 file=path,
@@ -127,13 +132,9 @@ class EstimateService:
         assert prepared_hash is not None, "a base is ready once it is prepared"
         return self.bases_dir / prepared_hash / "model"
 
-    @contextmanager
-    def _rows(self, key: str, max_bytes: int) -> Iterator[tuple[Path, bool]]:
-        try:
-            with beginning_of(self.storage, key, max_bytes) as found:
-                yield found
-        except ObjectNotFoundError as error:
-            raise StorageUnavailableError("The stored file is missing; tell the service's operator.") from error
+    def _training_file(self, tenant: Tenant, file_id: str) -> File:
+        with self.database.reading() as session:
+            return _training_file(session, tenant, file_id)
 
     def _estimate(self, request: JobCreate, asked: _Asked, counts: TokenCounts, *, is_whole: bool) -> EstimateObject:
         plan, num_rows = asked.job.plan, asked.job.validation.statistics.num_rows
@@ -166,6 +167,16 @@ class EstimateService:
             cost_reason=cost_reason,
             notes=notes,
         )
+
+
+def _training_file(session: Session, tenant: Tenant, file_id: str) -> File:
+    file = get_file(session, tenant.project_id, file_id)
+    if file is None:
+        raise NotFoundError(f"No such File object: {file_id}", param="id")
+    if file.purpose != FINE_TUNE:
+        what = f"{file_id} has the purpose {file.purpose}: only training files have rows to show."
+        raise InvalidRequestError(what, param="id", code="invalid_file")
+    return file
 
 
 def _scaled(number: int, *, num_rows: int, num_counted: int) -> int:

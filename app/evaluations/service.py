@@ -15,7 +15,8 @@ from app.contracts.gate import GatePolicy
 from app.contracts.safety import SafetyRefused, stricter
 from app.contracts.states import FINAL_REQUEST_STATUSES, RequestStatus, WorkKind
 from app.db import Database
-from app.errors import InvalidRequestError, NotFoundError, StorageUnavailableError
+from app.downloads import missing_object
+from app.errors import InvalidRequestError, NotFoundError
 from app.evaluations import repository
 from app.evaluations.schemas import EvaluationCreate, EvaluationObject
 from app.files.purposes import ADAPTER
@@ -26,7 +27,7 @@ from app.jobs.service import get_job
 from app.models import BaseModelRow, Evaluation
 from app.pagination import ListOf
 from app.queue import Publisher, enqueue
-from app.storage import ObjectNotFoundError, ObjectStorage
+from app.storage import ObjectStorage
 
 _PREFIX = "evaluation-"
 
@@ -53,6 +54,10 @@ class EvaluationService:
             NotFoundError: There is no such model or job, or the job has no adapter.
             PermissionDeniedError: The safety gate holds the adapter back, or the model that it is a checkpoint of.
         """
+        with self.database.reading() as session:
+            # Before anything is judged: what was fine then may have changed since.
+            if made := made_before(session, Evaluation, _PREFIX):
+                return EvaluationObject.from_row(made)
         _require_one_adapter(request)
         gate = self._gate(request.gate)
         if request.fine_tuning_job is not None:
@@ -115,10 +120,8 @@ class EvaluationService:
                 else f"The evaluation is {row.status}: no report yet."
             )
             raise NotFoundError(what, param="evaluation_id", code="no_report" if is_final else "report_not_ready")
-        try:
+        with missing_object(lambda: self._row(tenant, evaluation_id)):
             return self.storage.get(row.report_key)
-        except ObjectNotFoundError as error:
-            raise StorageUnavailableError("The stored report is missing; tell the service's operator.") from error
 
     def _gate(self, asked: object) -> GatePolicy:
         try:

@@ -1,5 +1,6 @@
 """POST /v1/files and what else can be done with files."""
 
+from functools import partial
 from typing import Annotated
 
 from anyio import CancelScope, to_thread
@@ -60,7 +61,7 @@ def delete_file(file_id: str, tenant: TenantDep, services: ServicesDep) -> FileD
 @router.get("/{file_id}/content", response_class=Response)
 def get_content(file_id: str, request: Request, tenant: TenantDep, services: ServicesDep) -> Response:
     """The file's bytes; takes Range and If-None-Match."""
-    return send_object(services.files.storage, services.files.content(tenant, file_id), request.headers)
+    return send_object(services.files.storage, partial(services.files.content, tenant, file_id), request.headers)
 
 
 @router.get("/{file_id}/validation")

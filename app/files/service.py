@@ -69,8 +69,9 @@ class FileService:
             ServiceError: The form or the file is not acceptable.
         """
         received = upload.receiver.check()
-        self.keep(tenant, upload.file_id, received, upload.receiver.publish)
-        return self.get(tenant, upload.file_id)
+        kept = self.keep(tenant, upload.file_id, received, upload.receiver.publish)
+        assert kept is not None, "nothing was asked that could say no"
+        return kept
 
     def keep(
         self,
@@ -80,7 +81,7 @@ class FileService:
         publish: Callable[[], None],
         may_show: Callable[[Session], bool] = lambda _: True,
         num_counted_bytes: int = 0,
-    ) -> None:
+    ) -> FileObject | None:
         """Stores object and row, or neither.
 
         The row comes first, hidden and with an early expiry: whenever this process is killed, whatever it leaves is
@@ -94,23 +95,29 @@ class FileService:
             may_show: Asked in the transaction that shows the file; where it says no, the file is taken back.
             num_counted_bytes: Of what the project stores already, as parts of this file.
 
+        Returns:
+            The file; None where it was taken back.
+
         Raises:
             QuotaError: The project may not store so much more.
         """
         with self.database.transaction() as session:
             check_room(session, tenant, received.num_bytes - num_counted_bytes, "file")
             session.add(_hidden_row(file_id, tenant, received))
-        is_shown = False
+        shown: FileObject | None = None
         try:
             publish()
             with self.database.transaction() as session:
-                if may_show(session):
-                    repository.show(session, file_id, received.expires_after_seconds)
+                may_be_kept = may_show(session)
+                if may_be_kept:
+                    row = repository.show(session, file_id, received.expires_after_seconds)
                     record(session, tenant.key_id, tenant.project_id, "file.created", file_id, _facts(received))
-                    is_shown = True
+            # Only now is it true.
+            shown = FileObject.from_row(row) if may_be_kept else None
         finally:
-            if not is_shown:
+            if shown is None:
                 self._forget(file_id)
+        return shown
 
     def list(self, tenant: Tenant, *, purpose: str | None, after: str | None, limit: int, order: Order) -> FileList:
         with self.database.transaction() as session:

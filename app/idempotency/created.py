@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from sqlalchemy.orm import Session
 
-from app.db import Row
+from app.db import Row, one_at_a_time
 from app.ids import derived_id, new_id
 
 request_seed: ContextVar[str | None] = ContextVar("request_seed", default=None)
@@ -25,6 +25,9 @@ def created_id(prefix: str) -> str:
 
 
 def made_before(session: Session, kind: type[R], prefix: str) -> R | None:
-    """What an earlier try of this request has made."""
+    """What an earlier try of this request has made; one that is making it just now is waited for."""
     seed = request_seed.get()
-    return None if seed is None else session.get(kind, derived_id(prefix, seed))
+    if seed is None:
+        return None
+    one_at_a_time(session, seed)
+    return session.get(kind, derived_id(prefix, seed))

@@ -49,6 +49,9 @@ class Begun:
 
     id: str
     seed: str
+    since: float
+    """Whose turn it is: whoever takes over from a process that seems dead has another time."""
+    is_taken_over: bool
 
 
 @dataclass(frozen=True)
@@ -123,23 +126,30 @@ class IdempotencyService:
             )
 
     def forget(self, begun: Begun) -> None:
-        """Forgets a request that failed."""
+        """Forgets a request that failed, unless somebody else has taken it over.
+
+        Where it was taken over it stays, for the next try to take over at once: whoever had it before may only have
+        been slow, and what that one makes has to be found again.
+        """
+        mine = (
+            IdempotentRequest.id == begun.id,
+            IdempotentRequest.seed == begun.seed,
+            IdempotentRequest.created_at == begun.since,
+            IdempotentRequest.status.is_(None),
+        )
         with self.database.transaction() as session:
-            session.execute(
-                delete(IdempotentRequest).where(
-                    IdempotentRequest.id == begun.id,
-                    IdempotentRequest.seed == begun.seed,
-                    IdempotentRequest.status.is_(None),
-                )
-            )
+            if begun.is_taken_over:
+                session.execute(update(IdempotentRequest).where(*mine).values(created_at=0.0))
+            else:
+                session.execute(delete(IdempotentRequest).where(*mine))
 
     def _try(self, session: Session, request: Asked) -> Begun | Answered | None:
         if not request.is_keyed and request.is_first:
             # An equal request from before is another one.
             session.execute(delete(IdempotentRequest).where(IdempotentRequest.id == request.id))
         seed = secrets.token_hex(32)
-        if _inserted(session, request, seed):
-            return Begun(request.id, seed)
+        if (since := _inserted(session, request, seed)) is not None:
+            return Begun(request.id, seed, since, is_taken_over=False)
         row = session.get(IdempotentRequest, request.id, with_for_update=True)
         if row is None:
             return None
@@ -155,7 +165,7 @@ class IdempotencyService:
         if now - row.created_at < STALE_SECONDS:
             return None
         row.created_at = now
-        return Begun(request.id, row.seed)
+        return Begun(request.id, row.seed, now, is_taken_over=True)
 
 
 def sweep_requests(database: Database) -> None:
@@ -164,7 +174,8 @@ def sweep_requests(database: Database) -> None:
         session.execute(delete(IdempotentRequest).where(IdempotentRequest.expires_at <= db_now()))
 
 
-def _inserted(session: Session, request: Asked, seed: str) -> bool:
+def _inserted(session: Session, request: Asked, seed: str) -> float | None:
+    """When it was; None if there is a row already."""
     kept_seconds = KEPT_SECONDS if request.is_keyed else REPEATED_SECONDS
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     query = (
@@ -178,6 +189,6 @@ def _inserted(session: Session, request: Asked, seed: str) -> bool:
             expires_at=db_now() + kept_seconds,
         )
         .on_conflict_do_nothing()
-        .returning(IdempotentRequest.id)
+        .returning(IdempotentRequest.created_at)
     )
-    return session.scalar(query) is not None
+    return session.scalar(query)

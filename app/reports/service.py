@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from app.auth.schemas import Tenant
 from app.contracts.states import JobStatus
 from app.db import Database
-from app.errors import NotFoundError, StorageUnavailableError
+from app.downloads import missing_object
+from app.errors import NotFoundError
 from app.jobs.service import get_job
-from app.storage import ObjectNotFoundError, ObjectStorage
+from app.models import Job
+from app.storage import ObjectStorage
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,7 @@ class ReportService:
         Raises:
             NotFoundError: There is no such job, or no report of it (yet).
         """
-        with self.database.transaction() as session:
-            job = get_job(session, tenant, job_id)
+        job = self._job(tenant, job_id)
         if job.report_key is None:
             is_final = JobStatus(job.status).is_final
             what = (
@@ -33,7 +34,9 @@ class ReportService:
                 else f"The job is {job.status}: no report yet."
             )
             raise NotFoundError(what, param="fine_tuning_job_id", code="no_report" if is_final else "report_not_ready")
-        try:
+        with missing_object(lambda: self._job(tenant, job_id)):
             return self.storage.get(job.report_key)
-        except ObjectNotFoundError as error:
-            raise StorageUnavailableError("The stored report is missing; tell the service's operator.") from error
+
+    def _job(self, tenant: Tenant, job_id: str) -> Job:
+        with self.database.transaction() as session:
+            return get_job(session, tenant, job_id)

@@ -51,10 +51,10 @@ def end(
     part_ids: Sequence[str] | None = None,
     file_id: str | None = None,
 ) -> bool:
-    """Ends a pending upload; False if it has ended already: one of several that try wins."""
+    """Ends a pending upload; False if it has ended already or its time is over: one of several that try wins."""
     query = (
         update(Upload)
-        .where(Upload.id == upload_id, Upload.status == UploadStatus.PENDING)
+        .where(Upload.id == upload_id, Upload.status == UploadStatus.PENDING, Upload.expires_at > db_now())
         .values(status=status, part_ids=None if part_ids is None else json.dumps(list(part_ids)), file_id=file_id)
         .returning(Upload.id)
         .execution_options(synchronize_session=False)

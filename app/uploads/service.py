@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from app.auth.schemas import Tenant
 from app.contracts.states import UploadStatus
 from app.db import Database, db_now
-from app.errors import InvalidRequestError, NotFoundError, TooLargeError
+from app.errors import InvalidRequestError, NotFoundError, StorageUnavailableError, TooLargeError
 from app.files import repository as files
 from app.files.content import ContentWriter
 from app.files.form import FileForm, check_filename
@@ -178,7 +178,9 @@ class UploadService:
                 ),
                 num_counted_bytes=received.num_bytes,
             )
-        except ObjectNotFoundError:
+        except ObjectNotFoundError as error:
+            if self.get(tenant, upload_id).status == UploadStatus.PENDING:
+                raise StorageUnavailableError("A part is missing; tell the service's operator.") from error
             # Somebody else has completed or cancelled it, and its parts are gone.
             return self._as_it_ended(tenant, upload_id, request)
         finally:

@@ -45,6 +45,10 @@ class WebhookService:
 
     def create(self, tenant: Tenant, request: WebhookEndpointCreate) -> WebhookEndpointWithSecret:
         """Raises InvalidRequestError for events that there are not, a URL that must not be called, one too many."""
+        with self.database.reading() as session:
+            # Before the URL is looked up: its name may not be found any more.
+            if made := made_before(session, WebhookEndpoint, _PREFIX):
+                return WebhookEndpointWithSecret.from_row(made)
         event_types = _event_types(request.event_types)
         self._check_url(request.url)
         with self.database.transaction() as session:

@@ -1,6 +1,7 @@
 """A request that creates something is carried out once, however often it is sent."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -11,11 +12,17 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
+from app.contracts.states import FailureCode
 from app.db import Database, db_now
-from app.idempotency.service import STALE_SECONDS, IdempotencyService, sweep_requests
-from app.models import IdempotentRequest, Job, Preflight, Upload, Work
+from app.errors import InvalidRequestError, RequestInProgressError
+from app.idempotency.service import STALE_SECONDS, Answered, Asked, Begun, IdempotencyService, sweep_requests
+from app.models import Evaluation, IdempotentRequest, Job, Preflight, Project, Upload, WebhookEndpoint, Work
+from app.storage import ObjectStorage
+from app.webhooks.service import WebhookService
+from tests.app.finished import finish
 from tests.app.helpers import BASE, chat_file, uploaded
 
+EVENT = "fine_tuning.job.succeeded"
 KEY = {"idempotency-key": "one"}
 FIRST, SECOND = {"x-stainless-retry-count": "0"}, {"x-stainless-retry-count": "1"}
 
@@ -139,6 +146,39 @@ class TestProcessThatDied:
         assert count(database, kind) == 1
         assert client.post(path, json=body, headers=KEY).json() == answer.json()
 
+    def die_and_be_given_up(
+        self, client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+    ) -> None:
+        with monkeypatch.context() as patched:
+            self.die(patched)
+            with pytest.raises(BaseException):  # noqa: B017, PT011
+                client.post(path, json=body, headers=KEY)
+        age(database, STALE_SECONDS + 1.0)
+
+    def test_a_webhook_endpoint_is_found_though_its_url_would_be_refused_by_now(
+        self, client: TestClient, database: Database, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, body = "/v1/webhook_endpoints", {"name": "a", "url": "https://1.1.1.1", "event_types": [EVENT]}
+        self.die_and_be_given_up(client, database, monkeypatch, path, body)
+
+        def refuse(*_: object) -> None:
+            raise InvalidRequestError("The name is not found any more.")
+
+        monkeypatch.setattr(WebhookService, "_check_url", refuse)
+        assert client.post(path, json=body, headers=KEY).status_code == 200
+        assert count(database, WebhookEndpoint) == 1
+
+    def test_an_evaluation_is_found_though_its_job_would_be_refused_by_now(
+        self, client: TestClient, base: str, database: Database, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = finish(client, database, storage).job_id
+        path, body = "/v1/safety/evaluations", {"fine_tuning_job": job}
+        self.die_and_be_given_up(client, database, monkeypatch, path, body)
+        with database.transaction() as session:
+            session.execute(update(Job).values(error_code=FailureCode.SAFETY_GATE))
+        assert client.post(path, json=body, headers=KEY).status_code == 200
+        assert count(database, Evaluation) == 1
+
     def test_until_that_is_certain_clients_are_told_to_come_again(
         self, api: FastAPI, client: TestClient, base: str, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -152,6 +192,51 @@ class TestProcessThatDied:
         waiting = create(client, file_id, KEY)
         assert (waiting.status_code, waiting.json()["error"]["code"]) == (409, "request_in_progress")
         assert (waiting.headers["retry-after"], waiting.headers["x-should-retry"]) == ("1", "true")
+
+
+class TestOneThatOnlySeemedDead:
+    """It was given up, and goes on while somebody else carries the request out."""
+
+    ASKED = Asked(id="a", project_id="p", sha256="s", is_keyed=True, is_first=False)
+
+    @pytest.fixture
+    def requests(self, database: Database, client: TestClient) -> IdempotencyService:
+        return IdempotencyService(database, wait_seconds=0.0)
+
+    @pytest.fixture
+    def asked(self, database: Database, client: TestClient) -> Asked:
+        with database.transaction() as session:
+            return replace(self.ASKED, project_id=session.scalars(select(Project.id)).one())
+
+    def begin(self, requests: IdempotencyService, asked: Asked) -> Begun:
+        begun = requests.begin(asked)
+        assert isinstance(begun, Begun)
+        return begun
+
+    def test_its_failure_does_not_forget_what_the_other_does(
+        self, requests: IdempotencyService, asked: Asked, database: Database
+    ) -> None:
+        slow = self.begin(requests, asked)
+        age(database, STALE_SECONDS + 1.0)
+        other = self.begin(requests, asked)
+        assert other.seed == slow.seed
+        requests.forget(slow)
+        with pytest.raises(RequestInProgressError):
+            requests.begin(asked)
+        requests.end(other, 200, "done")
+        assert requests.begin(asked) == Answered(200, "done")
+
+    def test_what_it_makes_is_found_though_the_other_failed(
+        self, requests: IdempotencyService, asked: Asked, database: Database
+    ) -> None:
+        slow = self.begin(requests, asked)
+        age(database, STALE_SECONDS + 1.0)
+        requests.forget(self.begin(requests, asked))
+        third = self.begin(requests, asked)
+        assert third.seed == slow.seed
+        requests.end(slow, 200, "done")
+        requests.forget(third)
+        assert requests.begin(asked) == Answered(200, "done")
 
 
 class TestRepetitionsWithoutAKey:

@@ -14,6 +14,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from app.db import Database, db_now
+from app.files.upload import ReceivedFile
 from app.models import File, Upload, UploadPart
 from app.storage import ObjectStorage
 from app.uploads import repository, service
@@ -118,6 +119,38 @@ class TestComplete:
         monkeypatch.setattr(repository, "parts", read_and_lose)
         late = complete(client, upload_id, part_ids)
         assert (late.status_code, late.json()) == (200, winners[0].json())
+
+    def test_one_whose_time_runs_out_meanwhile_has_expired_for_everybody(
+        self, client: TestClient, database: Database, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        upload_id = begun(client)
+        part_ids = [sent(client, upload_id, DATA)]
+        assemble = service.UploadService._assembled
+        seen: list[object] = []
+
+        def assemble_slowly(*args: Any) -> ReceivedFile:
+            found = assemble(*args)
+            move_expiry(database, upload_id, -1.0)
+            monkeypatch.setattr(service.UploadService, "_assembled", assemble)
+            seen.append(error(complete(client, upload_id, part_ids)))
+            return found
+
+        monkeypatch.setattr(service.UploadService, "_assembled", assemble_slowly)
+        seen.append(error(complete(client, upload_id, part_ids)))
+        assert seen == [(400, "upload_ended", "upload_id")] * 2
+        assert client.get(f"/v1/uploads/{upload_id}").json()["status"] == "expired"
+        assert storage.keys("files/") == []
+        with database.transaction() as session:
+            assert session.scalars(select(File)).all() == []
+
+    def test_a_part_that_the_store_lost_is_the_services_failure(
+        self, client: TestClient, storage: ObjectStorage
+    ) -> None:
+        upload_id = begun(client)
+        part_ids = [sent(client, upload_id, DATA)]
+        for key in storage.keys("uploads/"):
+            storage.delete(key)
+        assert error(complete(client, upload_id, part_ids)) == (503, "storage_unavailable", None)
 
     def test_parts_are_gone_afterwards(self, client: TestClient, database: Database, storage: ObjectStorage) -> None:
         upload_id = begun(client)
