@@ -16,7 +16,7 @@ from app.audit.commands import audit_cli
 from app.auth.service import AuthService
 from app.catalog.entries import CATALOGUE, find_entry
 from app.catalog.service import CatalogService
-from app.contracts.bases import CatalogueEntry, PrepareRecipe
+from app.contracts.bases import MAX_TEMPLATE_CHARACTERS, CatalogueEntry, PrepareRecipe
 from app.contracts.plan import Quantisation
 from app.db import Database
 from app.errors import NotFoundError
@@ -283,7 +283,7 @@ def _entry(
     recipe = PrepareRecipe(
         align=align,
         unaligned_twin=None if unaligned_twin is None else _source(unaligned_twin),
-        chat_template=None if chat_template is None else chat_template.read_text(encoding="utf-8"),
+        chat_template=None if chat_template is None else _template(chat_template),
     )
     try:
         return CatalogueEntry(id=name, title=name, source=_source(source), licence="", recipe=recipe)
@@ -294,6 +294,18 @@ def _entry(
 def _is_prepared_alike(one: PrepareRecipe, other: PrepareRecipe) -> bool:
     options = {"align", "unaligned_twin", "chat_template"}
     return one.model_dump(include=options) == other.model_dump(include=options)
+
+
+def _template(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        fail(f"{file} is not a text in UTF-8: save it as one.")
+    if not text.strip():
+        fail(f"{file} is empty: write how a conversation is put before the model, in Jinja.")
+    if len(text) > MAX_TEMPLATE_CHARACTERS:
+        fail(f"{file} has {len(text)} characters; a chat template may have {MAX_TEMPLATE_CHARACTERS}.")
+    return text
 
 
 def _source(text: str) -> str:

@@ -8,6 +8,8 @@ from app.contracts.methods import Artefact
 from app.contracts.plan import Quantisation
 from app.contracts.value import Value
 
+MAX_TEMPLATE_CHARACTERS = 65_536
+
 
 class AlignmentRecipe(Value):
     """Supervised fine-tuning on refusals and helpful answers with a LoRA that is merged afterwards.
@@ -35,7 +37,7 @@ class PrepareRecipe(Value):
     unaligned_twin: str | None = None
     """Source of the same model before it was aligned (hf:, path: or wheel:), for a base that is taken as safe: methods
     that compare with the change that alignment made need it. A base that is aligned here is its own."""
-    chat_template: str | None = Field(default=None, max_length=65_536)
+    chat_template: str | None = Field(default=None, min_length=1, max_length=MAX_TEMPLATE_CHARACTERS)
     """Jinja text, for a model that comes without a chat template (one that was only pretrained)."""
     memory_rows: int = Field(default=256, ge=8)
     """Prompts of the alignment set put before theta_safe to build the safety memory."""

@@ -97,6 +97,14 @@ class TestModels:
         template.write_text("{{ messages }}")
         add = ["models", "add", "mine", "--source", "path:pretrained", "--align", "--chat-template"]
         assert run.invoke(cli, [*add, "nowhere.jinja"]).exit_code == 2
+        for content, complaint in [
+            (b"\xff\xfe", "is not a text in UTF-8"),
+            (b" \n", "is empty"),
+            (b"x" * 65_537, "has 65537 characters; a chat template may have 65536"),
+        ]:
+            (tmp_path / "bad.jinja").write_bytes(content)
+            refused = run.invoke(cli, [*add, str(tmp_path / "bad.jinja")])
+            assert (refused.exit_code, complaint in refused.stderr) == (1, True)
         assert run.invoke(cli, [*add, str(template)]).exit_code == 0
         database = database_in(tmp_path)
         assert CatalogService(database, "us").bases()["mine"].recipe.chat_template == "{{ messages }}"

