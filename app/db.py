@@ -15,6 +15,18 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Double
 
 BUSY_TIMEOUT_MS = 30_000
+LOCK_TIMEOUT_MS = 30_000
+"""What PostgreSQL lets one transaction wait for another's lock."""
+IDLE_TIMEOUT_MS = 60_000
+"""How long PostgreSQL lets a transaction that has begun say nothing; ours say their next word at once."""
+# A connection whose other end says nothing is given up within a minute: the kernel would take a quarter of an hour.
+_SIGNS_OF_LIFE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 50_000,
+}
 _READS = "unforgotten_reads"
 """Execution option of connections that only read."""
 
@@ -55,7 +67,7 @@ def open_engine(url: str) -> Engine:
     """An engine with the settings that long-running work needs on either database."""
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        return _open_server(url)
     if parsed.database and parsed.database != ":memory:":
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
@@ -90,6 +102,22 @@ def one_at_a_time(session: Session, what: str) -> None:
     if session.get_bind().dialect.name == "postgresql":
         key = int.from_bytes(hashlib.sha256(what.encode()).digest()[:8], signed=True)
         session.execute(select(func.pg_advisory_xact_lock(key)))
+
+
+def _open_server(url: str) -> Engine:
+    """PostgreSQL, of which nobody may hold a lock for long: not a process that froze in the middle of a transaction,
+    nor one whose network went away. Whoever waits is told, and tries again as when the database is away."""
+    engine = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_SIGNS_OF_LIFE)
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:
+        # Not as an option of the connection, which poolers in between refuse.
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+            cursor.execute(f"SET idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}")
+        connection.commit()
+
+    return engine
 
 
 class Database:

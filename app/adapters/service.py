@@ -36,7 +36,7 @@ class AdapterService:
         if job.error_code == FailureCode.SAFETY_GATE:
             raise PermissionDeniedError("The safety gate holds this adapter back; the job's report says why.")
         if job.status == JobStatus.SUCCEEDED and model is None:
-            raise NotFoundError("The job's model was deleted.", param="fine_tuning_job_id", code="model_deleted")
+            raise model_deleted()
         if job.status != JobStatus.SUCCEEDED or job.adapter_key is None:
             is_final = JobStatus(job.status).is_final
             what = (
@@ -48,6 +48,11 @@ class AdapterService:
                 what, param="fine_tuning_job_id", code="no_adapter" if is_final else "adapter_not_ready"
             )
         return _stored(job, job.adapter_key)
+
+
+def model_deleted() -> NotFoundError:
+    """The error for a job whose model its owner has deleted."""
+    return NotFoundError("The job's model was deleted.", param="fine_tuning_job_id", code="model_deleted")
 
 
 def _stored(job: Job, key: str) -> StoredObject:

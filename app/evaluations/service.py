@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
-from app.adapters.service import AdapterService
+from app.adapters.service import AdapterService, model_deleted
 from app.auth.schemas import Tenant
 from app.catalog import repository as catalog
 from app.catalog.ready import ready_base
+from app.checkpoints.repository import lock_model
 from app.checkpoints.usable import usable_checkpoint
 from app.contracts.evaluation_plan import EvaluationPlan
 from app.contracts.gate import GatePolicy
@@ -166,8 +167,11 @@ def _require_one_adapter(request: EvaluationCreate) -> None:
 
 def _subject(session: Session, tenant: Tenant, request: EvaluationCreate) -> _Subject:
     if request.fine_tuning_job is not None:
+        job = get_job(session, tenant, request.fine_tuning_job)
+        if lock_model(session, job.id) is None:
+            raise model_deleted()
         # Whatever its state: one that is being prepared anew still has what the job was trained on.
-        return _Subject(get_job(session, tenant, request.fine_tuning_job).base_id, request.fine_tuning_job, None)
+        return _Subject(job.base_id, job.id, None)
     assert request.model is not None, "checked before"
     if request.adapter_file is not None:
         return _Subject(ready_base(session, tenant, request.model).id, None, None)
@@ -175,7 +179,7 @@ def _subject(session: Session, tenant: Tenant, request: EvaluationCreate) -> _Su
         what = f"`{request.model}` is a base: give the adapter_file that is to be measured on it."
         raise InvalidRequestError(what, param="adapter_file", code="missing_required_parameter")
     tuned = catalog.get_fine_tuned(session, tenant.project_id, request.model)
-    if tuned is not None:
+    if tuned is not None and lock_model(session, tuned.job_id) is not None:
         return _Subject(tuned.base_id, tuned.job_id, None)
     checkpoint, job = usable_checkpoint(session, tenant, request.model)
     return _Subject(job.base_id, job.id, checkpoint.id)

@@ -4,10 +4,13 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from app.dependencies import Services, find_tenant, services_of
+from app.errors import ServiceError
 from app.idempotency.created import request_seed
 from app.idempotency.service import Answered, Begun, asked
 
@@ -47,8 +50,12 @@ async def _carry_out(handle: Handler, request: Request, services: Services, begu
     token = request_seed.set(begun.seed)
     try:
         response = await handle(request)
-    except Exception:
+    except (ServiceError, RequestValidationError, HTTPException):
         await run_in_threadpool(services.idempotency.forget, begun)
+        raise
+    except Exception:
+        # What it was to make may be there all the same: of a commit only the answer can be lost.
+        await run_in_threadpool(services.idempotency.hand_over, begun)
         raise
     finally:
         request_seed.reset(token)

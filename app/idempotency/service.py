@@ -5,8 +5,8 @@ that repeat a request after a timeout say how often they have tried: a repetitio
 under the same API key is taken for that one, while a first try is always new, however alike.
 
 What holds: a request is not carried out beside itself; once it was answered with success the answer is kept, and what
-it made is found again even if the process died before the answer was kept (see created.py). A request that failed is
-forgotten and can be sent again, with another body too.
+it made is found again even if the process died before the answer was kept (see created.py), or the database's answer to
+its commit was lost. A request that was refused is forgotten and can be sent again, with another body too.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from sqlalchemy import delete, update
+from sqlalchemy import ColumnElement, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -126,22 +126,21 @@ class IdempotencyService:
             )
 
     def forget(self, begun: Begun) -> None:
-        """Forgets a request that failed, unless somebody else has taken it over.
+        """Forgets a request that was refused.
 
-        Where it was taken over it stays, for the next try to take over at once: whoever had it before may only have
-        been slow, and what that one makes has to be found again.
+        One that was taken over is handed over instead: whoever had it before may only have been slow, and what that one
+        makes has to be found again.
         """
-        mine = (
-            IdempotentRequest.id == begun.id,
-            IdempotentRequest.seed == begun.seed,
-            IdempotentRequest.created_at == begun.since,
-            IdempotentRequest.status.is_(None),
-        )
+        if begun.is_taken_over:
+            self.hand_over(begun)
+            return
         with self.database.transaction() as session:
-            if begun.is_taken_over:
-                session.execute(update(IdempotentRequest).where(*mine).values(created_at=0.0))
-            else:
-                session.execute(delete(IdempotentRequest).where(*mine))
+            session.execute(delete(IdempotentRequest).where(*_held_by(begun)))
+
+    def hand_over(self, begun: Begun) -> None:
+        """Lets the next try carry the request out at once, with the same ids: what became of this one is not known."""
+        with self.database.transaction() as session:
+            session.execute(update(IdempotentRequest).where(*_held_by(begun)).values(created_at=0.0))
 
     def _try(self, session: Session, request: Asked) -> Begun | Answered | None:
         if not request.is_keyed and request.is_first:
@@ -166,6 +165,16 @@ class IdempotencyService:
             return None
         row.created_at = now
         return Begun(request.id, row.seed, now, is_taken_over=True)
+
+
+def _held_by(begun: Begun) -> tuple[ColumnElement[bool], ...]:
+    """Whether the request is still being carried out by whoever began it, and nobody else."""
+    return (
+        IdempotentRequest.id == begun.id,
+        IdempotentRequest.seed == begun.seed,
+        IdempotentRequest.created_at == begun.since,
+        IdempotentRequest.status.is_(None),
+    )
 
 
 def sweep_requests(database: Database) -> None:

@@ -138,9 +138,11 @@ def requeue_paused(session: Session, job_id: str) -> bool:
 
 
 def request_stop(session: Session, job_id: str, request: Literal["cancel", "pause"]) -> bool:
-    """Asks whoever holds the job to stop; False if it is final, or was asked before."""
-    is_new = Job.stop_requested.is_distinct_from(request)
-    return _change(session, job_id, Job.status.not_in(FINAL_JOB_STATUSES), is_new, stop_requested=request)
+    """Asks whoever holds the job to stop; False if nobody does any more, or was asked before. A cancellation that was
+    accepted stays one, also where it came between a pause's look and its request."""
+    is_held = Job.status.not_in((*FINAL_JOB_STATUSES, JobStatus.PAUSED))
+    is_new = Job.stop_requested.is_distinct_from(request) & Job.stop_requested.is_distinct_from("cancel")
+    return _change(session, job_id, is_held, is_new, stop_requested=request)
 
 
 def withdraw_pause(session: Session, job_id: str) -> bool:

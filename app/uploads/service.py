@@ -146,7 +146,11 @@ class UploadService:
                 session.flush()
                 return PartObject.from_row(part)
         except BaseException:
-            self.storage.delete(receiver.key)
+            # Of a commit that was made only the answer may be lost.
+            with self.database.reading() as session:
+                is_kept = session.get(UploadPart, receiver.id) is not None
+            if not is_kept:
+                self.storage.delete(receiver.key)
             raise
 
     def complete(self, tenant: Tenant, upload_id: str, request: UploadComplete) -> UploadObject:

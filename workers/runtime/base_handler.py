@@ -29,7 +29,7 @@ class BaseHandler(WorkHandler):
     def is_over(self, session: Session) -> bool:
         return session.get(BaseModelRow, self.lease.subject_id) is None
 
-    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
+    def begin(self, session: Session, folder: Path) -> None:
         base = session.get_one(BaseModelRow, self.lease.subject_id)
         self._spec = PrepareSpec(
             base_id=base.id,
@@ -43,7 +43,7 @@ class BaseHandler(WorkHandler):
         self._spec.bases_dir.mkdir(parents=True, exist_ok=True)
         (folder / SPEC_FILE).write_text(self._spec.model_dump_json(), encoding="utf-8")
 
-    def stop_requested(self, session: Session) -> StopRequest | None:
+    def stop_requested(self, session: Session, *, is_last_look: bool = False) -> StopRequest | None:
         # Nobody can ask: a base is prepared or fails.
         return None
 

@@ -60,12 +60,13 @@ class Beat:
         # A new engine each time: pool processes may be forked at any moment and must not inherit a connection.
         db = Database(self._database_url)
         try:
+            if not is_last:
+                # It may ring, and wait for the broker: not in a transaction, for which all who write would wait.
+                self.is_deaf = self._hearing.is_deaf(db)
             with db.transaction() as session:
                 if is_last:
                     session.execute(delete(WorkerBeat).where(WorkerBeat.id == self._name))
-                    return
-                self.is_deaf = self._hearing.is_deaf(session)
-                if self._hearing.is_listening and not self.is_deaf:
+                elif self._hearing.is_listening and not self.is_deaf:
                     beat(session, self._name)
         except SQLAlchemyError as error:
             _log.warning("no sign of life", worker=self._name, error=str(error))

@@ -9,7 +9,9 @@ from kombu.exceptions import KombuError
 from app.contracts.tasks import WORK_QUEUE
 from app.queue import CeleryPublisher, PublishError
 
-_CONNECT_SECONDS = 1.0
+_SECONDS = 1.0
+# A broker whose machine accepts and whose process hangs must not hold up everything that housekeeping does.
+_OPTIONS = {"socket_connect_timeout": _SECONDS, "socket_timeout": _SECONDS, "max_retries": 0}
 
 
 class Bell(Protocol):
@@ -42,9 +44,7 @@ class BrokerBell:
 
     def num_waiting(self) -> int:
         try:
-            with Connection(
-                self._url, transport_options={"socket_connect_timeout": _CONNECT_SECONDS, "max_retries": 0}
-            ) as connection:
+            with Connection(self._url, transport_options=_OPTIONS) as connection:
                 return int(Queue(WORK_QUEUE)(connection.default_channel).queue_declare().message_count)
         except (KombuError, OSError, redis.RedisError) as error:
             raise PublishError(f"The broker does not answer: {error}") from error

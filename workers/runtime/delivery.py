@@ -25,7 +25,7 @@ class Delivery(Subject):
         delivery = session.get(WebhookDelivery, self.lease.subject_id, populate_existing=True)
         return delivery is None or delivery.status != DeliveryStatus.QUEUED
 
-    def stop_requested(self, session: Session) -> StopRequest | None:
+    def stop_requested(self, session: Session, *, is_last_look: bool = False) -> StopRequest | None:
         # Nobody can ask: who wants no more messages deletes the endpoint, and their deliveries with it.
         return None
 

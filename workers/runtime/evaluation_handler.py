@@ -60,7 +60,7 @@ class EvaluationHandler(RequestHandler):
     def key_variables(self) -> frozenset[str]:
         return self._settings.evaluation.key_variables
 
-    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
+    def begin(self, session: Session, folder: Path) -> None:
         row = session.get_one(Evaluation, self.lease.subject_id)
         self._evaluation = row
         self._prepared_dir = find_base(session, self._settings, row.base_id)

@@ -56,8 +56,8 @@ class Subject(ABC):
         """Whether the subject is gone or finished already, so that no attempt makes sense."""
 
     @abstractmethod
-    def stop_requested(self, session: Session) -> StopRequest | None:
-        """What the owner has asked for in the meantime."""
+    def stop_requested(self, session: Session, *, is_last_look: bool = False) -> StopRequest | None:
+        """What the owner has asked for in the meantime. After a last look nobody can ask until the transaction ends."""
 
     @abstractmethod
     def fail(self, session: Session, failure: FailureMessage) -> None:
@@ -96,10 +96,10 @@ class WorkHandler(Subject):
         return frozenset()
 
     @abstractmethod
-    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
+    def begin(self, session: Session, folder: Path) -> None:
         """Marks the subject, which is not over, as running and reads what `write_spec` needs.
 
-        With a fresh folder nothing that earlier attempts left on disk is there.
+        The work folder may not be there yet, or hold what earlier attempts on this machine have left.
 
         Raises:
             WorkFailedError: Something that it needs is missing.
@@ -107,7 +107,7 @@ class WorkHandler(Subject):
 
     @abstractmethod
     def write_spec(self, folder: Path) -> None:
-        """Fetches files and writes the child's spec.json.
+        """Fetches files and writes the child's spec.json into the work folder.
 
         Raises:
             WorkFailedError: Something that it needs is missing or damaged.

@@ -12,9 +12,9 @@ from typing import Any
 
 import structlog
 from celery import bootsteps
-from sqlalchemy.orm import Session
 
 from app.contracts.limits import ProjectLimits
+from app.db import Database
 from app.queue import PublishError
 from workers.runtime.turns import longest_waiting
 
@@ -64,7 +64,7 @@ class Hearing:
         """Whether the consumer's loop runs."""
         return time.monotonic() - self._ticked_at < LOOP_SECONDS
 
-    def is_deaf(self, session: Session) -> bool:
+    def is_deaf(self, db: Database) -> bool:
         """Whether something waits that this worker would have taken if it could."""
         now, num_taken = time.monotonic(), self._num_taken()
         if num_taken != self._num_seen or self._is_busy() or not self.is_listening:
@@ -72,7 +72,8 @@ class Hearing:
             return False
         if now - self._idle_since < self._patience_seconds:
             return False
-        waiting = longest_waiting(session, seconds=self._patience_seconds, limits=self._limits)
+        with db.reading() as session:
+            waiting = longest_waiting(session, seconds=self._patience_seconds, limits=self._limits)
         if waiting is None:
             self._rung_at = None
             return False

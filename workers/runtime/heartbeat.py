@@ -1,7 +1,10 @@
 """Keeps a lease alive while its holder works, and looks whether the owner wants it to stop."""
 
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import structlog
@@ -9,8 +12,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app.db import Database
 from app.settings import Settings
+from workers.runtime.child import Child
 from workers.runtime.handler import StopRequest, WorkHandler
 from workers.runtime.lease import LeaseLostError, prove
+
+LOOK_SECONDS = 0.5
+"""Between two looks whether the lease is lost."""
 
 _log = structlog.get_logger(__name__)
 
@@ -44,6 +51,27 @@ class Heartbeat:
         database hangs.
         """
         return self._is_refused or time.monotonic() - self._renewed_at > self._settings.lease_seconds
+
+    @contextmanager
+    def ending(self, child: Child) -> Iterator[None]:
+        """Kills the child once the lease is lost, also while its supervisor and the heartbeat wait for a database that
+        does not answer: whoever has the work by then may be using its folder."""
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.wait(LOOK_SECONDS):
+                if self.is_lost:
+                    _log.warning("child killed, its lease is lost", work=self._handler.lease.work_id)
+                    child.signal(signal.SIGKILL)
+                    return
+
+        thread = threading.Thread(target=look, name=f"lease-{self._handler.lease.work_id}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _run(self) -> None:
         while not self._over.wait(self._settings.heartbeat_seconds):

@@ -87,8 +87,7 @@ class Housekeeper:
             expired = session.scalars(
                 select(Work.id).where(Work.state == WorkState.RUNNING, Work.lease_expires_at < db_now())
             ).all()
-        # Each in a transaction of its own: one that cannot be settled must not hold up the others.
-        return [work_id for work_id in expired if self._reap(work_id)]
+        return [work_id for work_id in expired if self._reap_alone(work_id)]
 
     def ring(self) -> list[str]:
         """Announces queued work again whose message seems lost.
@@ -149,6 +148,14 @@ class Housekeeper:
         self._storage.delete_unfinished(older_than_seconds=UNFINISHED_SECONDS)
         sweep_attempts(self._db, self._storage)
 
+    def _reap_alone(self, work_id: str) -> bool:
+        """In a transaction of its own: what cannot be settled must not hold up the others."""
+        try:
+            return self._reap(work_id)
+        except Exception:
+            _log.exception("not reaped", work=work_id)
+            return False
+
     def _reap(self, work_id: str) -> bool:
         with self._db.transaction() as session:
             lease = seize(session, work_id, self._name, lease_seconds=self._settings.lease_seconds)
@@ -162,7 +169,7 @@ class Housekeeper:
         subject = SUBJECTS[lease.kind](self._settings, self._storage, lease)
         if subject.is_over(session):
             state = WorkState.CANCELLED
-        elif request := subject.stop_requested(session):
+        elif request := subject.stop_requested(session, is_last_look=True):
             # Its process died with the worker, or when it lost the lease.
             state = subject.stop(session, request)
         elif lease.is_last_attempt:

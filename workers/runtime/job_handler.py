@@ -1,5 +1,7 @@
 """Running a fine-tuning job: `python -m workers.stages`."""
 
+import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ class JobHandler(WorkHandler):
     _job: Job
     _model_name: str
     _prepared_dir: Path
+    _is_begun_anew: bool
     _training: Input
     _validation: Input | None
     _start: Input | None
@@ -56,21 +59,27 @@ class JobHandler(WorkHandler):
         status = session.scalar(select(Job.status).where(Job.id == self.lease.subject_id))
         return status is None or JobStatus(status).is_final
 
-    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
+    def begin(self, session: Session, folder: Path) -> None:
         job = session.get_one(Job, self.lease.subject_id)
         self._job = job
         self._model_name = model_name(job, self._settings.organization)
         job_rows.mark_started(session, job.id, self.lease.attempt, self.lease.max_attempts)
         job.progress = None
-        if is_fresh_folder:
-            # What a stage handed on are files of the folder it ran in.
+        begun_on = _base_of(folder, self._settings)
+        # A base that was prepared anew since is another one. What was begun is ended on the one it was begun on; where
+        # that is gone, or nothing is left here, it is begun anew: what a stage handed on are files of its folder.
+        self._is_begun_anew = begun_on is None
+        if begun_on is None:
             job.stages = {}
-        self._prepared_dir = find_base(session, self._settings, job.base_id)
+        self._prepared_dir = begun_on or find_base(session, self._settings, job.base_id)
         self._training = find_upload(session, job.training_file, "training_file")
         self._validation = find_upload(session, job.validation_file, "validation_file") if job.validation_file else None
         self._start = _start(job)
 
     def write_spec(self, folder: Path) -> None:
+        if self._is_begun_anew:
+            shutil.rmtree(folder)
+            folder.mkdir()
         training_file = fetch(self._storage, self._training, folder)
         protection = Protection.model_validate(self._job.protection)
         spec = JobSpec(
@@ -92,10 +101,14 @@ class JobHandler(WorkHandler):
             micro_batch_divisor=self._job.micro_batch_divisor,
             finished_stages=self._job.stages,
         )
-        (folder / SPEC_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
+        # Whole or not at all: it says what everything else in the folder was made on.
+        aside = folder / f".{SPEC_FILE}"
+        aside.write_text(spec.model_dump_json(), encoding="utf-8")
+        aside.replace(folder / SPEC_FILE)
 
-    def stop_requested(self, session: Session) -> StopRequest | None:
-        match session.scalar(select(Job.stop_requested).where(Job.id == self.lease.subject_id)):
+    def stop_requested(self, session: Session, *, is_last_look: bool = False) -> StopRequest | None:
+        query = select(Job.stop_requested).where(Job.id == self.lease.subject_id)
+        match session.scalar(query.with_for_update() if is_last_look else query):
             case "cancel":
                 return "cancel"
             case "pause":
@@ -224,6 +237,16 @@ class JobHandler(WorkHandler):
         job = session.get_one(Job, self.lease.subject_id)
         record(session, SERVICE, job.project_id, f"job.{status}", job.id)
         return WorkState.PAUSED if is_pause else WorkState.CANCELLED
+
+
+def _base_of(folder: Path, settings: Settings) -> Path | None:
+    """The prepared base that earlier attempts in the folder worked on, if both are there."""
+    try:
+        spec = json.loads((folder / SPEC_FILE).read_bytes())
+        prepared_dir = settings.bases_dir / Path(spec["prepared_dir"]).name
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return prepared_dir if prepared_dir.is_dir() else None
 
 
 def _start(job: Job) -> Input | None:

@@ -105,12 +105,16 @@ def release(session: Session, lease: Lease, *, pause_seconds: float, counts: boo
 def finish(session: Session, lease: Lease, state: WorkState, *, error: str | None = None) -> None:
     """Ends the work: done, failed, cancelled, or paused until somebody queues it again. `error` is for operators.
 
+    An attempt that was paused does not count: its owner interrupted it.
+
     Raises:
         LeaseLostError: The lease is gone.
     """
     assert state not in {WorkState.QUEUED, WorkState.RUNNING}
-    ended = null() if state == WorkState.PAUSED else db_now()
-    _guarded(session, lease, state=state, finished_at=ended, last_error=error, **_NOBODY)
+    is_paused = state == WorkState.PAUSED
+    ended = null() if is_paused else db_now()
+    attempt = lease.attempt - 1 if is_paused else lease.attempt
+    _guarded(session, lease, state=state, finished_at=ended, attempt=attempt, last_error=error, **_NOBODY)
 
 
 _NOBODY = {"lease_owner": null(), "lease_token": null(), "lease_expires_at": null()}

@@ -23,7 +23,7 @@ class PreflightHandler(RequestHandler):
     _prepared_dir: Path
     _training: Input
 
-    def begin(self, session: Session, *, is_fresh_folder: bool) -> None:
+    def begin(self, session: Session, folder: Path) -> None:
         preflight = session.get_one(Preflight, self.lease.subject_id)
         self._base_id = preflight.base_id
         self._prepared_dir = find_base(session, self._settings, preflight.base_id)

@@ -22,7 +22,7 @@ class RequestHandler(WorkHandler):
         status = session.scalar(select(self.table.status).where(self.table.id == self.lease.subject_id))
         return status is None or status in FINAL_REQUEST_STATUSES
 
-    def stop_requested(self, session: Session) -> StopRequest | None:
+    def stop_requested(self, session: Session, *, is_last_look: bool = False) -> StopRequest | None:
         # Nobody can ask: it ends by itself, or with its worker's shutdown.
         return None
 

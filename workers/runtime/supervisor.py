@@ -28,7 +28,6 @@ from app.contracts.progress import (
     PreflightResultMessage,
     ProgressMessage,
 )
-from app.contracts.specs import SPEC_FILE
 from app.contracts.states import FailureCode, WorkKind, WorkState
 from app.db import Database
 from app.settings import Settings
@@ -176,8 +175,7 @@ class _Attempt:
             return _Failed(failure_of_error(error))
 
     def _make(self) -> _End:
-        is_fresh_folder = not (self._folder / SPEC_FILE).exists()
-        if end := self._write(lambda session: self._begin(session, is_fresh_folder=is_fresh_folder)):
+        if end := self._write(self._begin):
             return end
         self._folder.mkdir(parents=True, exist_ok=True)
         self._handler.write_spec(self._folder)
@@ -194,18 +192,19 @@ class _Attempt:
                 names=self._handler.key_variables,
             ),
         ) as child:
-            status = self._watch(child)
+            with self._heartbeat.ending(child):
+                status = self._watch(child)
             self._note(child.end())
             self._log_tail = child.log_tail()
         self._flush()
         return self._judge(status, was_out_of_memory=oom_kills() != oom_kills_before)
 
-    def _begin(self, session: Session, *, is_fresh_folder: bool) -> _End | None:
+    def _begin(self, session: Session) -> _End | None:
         if self._handler.is_over(session):
             return _NothingToDo()
         if request := self._handler.stop_requested(session):
             return _Stopped(request)
-        self._handler.begin(session, is_fresh_folder=is_fresh_folder)
+        self._handler.begin(session, self._folder)
         return None
 
     def _watch(self, child: Child) -> int:
@@ -291,7 +290,7 @@ class _Attempt:
         error: str | None = None
         if self._handler.is_over(session):
             end = _NothingToDo()
-        elif self._is_to_be_repeated(end) and (request := self._handler.stop_requested(session)):
+        elif self._is_to_be_repeated(end) and (request := self._handler.stop_requested(session, is_last_look=True)):
             # Asked after the last heartbeat. Queued again, the work would wait for a worker only to be stopped by it.
             end = _Stopped(request)
         match end:
@@ -300,7 +299,7 @@ class _Attempt:
                 state = WorkState.DONE
             case _Stopped():
                 # Once more: while the child was stopping, a pause may have been withdrawn or become a cancellation.
-                request = self._handler.stop_requested(session)
+                request = self._handler.stop_requested(session, is_last_look=True)
                 if request is None:
                     self._handler.requeue(session, "The pause was withdrawn.")
                     release(session, self._lease, pause_seconds=0.0, counts=False, error=None)

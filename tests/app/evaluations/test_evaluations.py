@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
+from app.checkpoints.repository import lock_model
 from app.contracts.gate import GatePolicy
 from app.contracts.states import BaseStatus, WorkKind
 from app.db import Database, db_now
+from app.evaluations import service
 from app.files.service import sweep_expired
 from app.models import Evaluation, File, FineTunedModel, Job, Work
 from app.storage import ObjectStorage
@@ -136,6 +139,22 @@ class TestCreate:
 
 
 class TestGet:
+    @pytest.mark.parametrize("named", ["job", "model"])
+    def test_of_a_model_that_is_deleted_meanwhile_is_refused(
+        self, client: TestClient, job: str, database: Database, monkeypatch: pytest.MonkeyPatch, named: str
+    ) -> None:
+        lock = lock_model
+
+        def lock_too_late(session: Session, job_id: str) -> FineTunedModel | None:
+            session.execute(update(FineTunedModel).values(deleted_at=1.0))
+            return lock(session, job_id)
+
+        monkeypatch.setattr(service, "lock_model", lock_too_late)
+        body = {"fine_tuning_job": job} if named == "job" else {"model": "ft:x"}
+        assert error_of(client, **body)[::2] == (404, "model_deleted" if named == "job" else "model_not_found")
+        with database.reading() as session:
+            assert session.scalars(select(Evaluation)).all() == []
+
     def test_other_projects_do_not_see_it(self, client: TestClient, stranger: TestClient, adapter: str) -> None:
         found = created(client, adapter_file=adapter, model=BASE)
         for path in (f"{PATH}/{found['id']}", f"{PATH}/{found['id']}/report"):

@@ -19,6 +19,7 @@ from app.idempotency.service import STALE_SECONDS, Answered, Asked, Begun, Idemp
 from app.models import Evaluation, IdempotentRequest, Job, Preflight, Project, Upload, WebhookEndpoint, Work
 from app.storage import ObjectStorage
 from app.webhooks.service import WebhookService
+from tests.app.cut import answer_lost
 from tests.app.finished import finish
 from tests.app.helpers import BASE, chat_file, uploaded
 
@@ -192,6 +193,18 @@ class TestProcessThatDied:
         waiting = create(client, file_id, KEY)
         assert (waiting.status_code, waiting.json()["error"]["code"]) == (409, "request_in_progress")
         assert (waiting.headers["retry-after"], waiting.headers["x-should-retry"]) == ("1", "true")
+
+
+def test_what_was_made_is_found_though_the_answer_to_its_commit_was_lost(
+    client: TestClient, base: str, database: Database
+) -> None:
+    file_id = uploaded(client)
+    with answer_lost(database, "INSERT INTO jobs"):
+        assert create(client, file_id, KEY).status_code == 500
+    again = create(client, file_id, KEY)
+    assert again.status_code == 200, again.text
+    assert count(database, Job) == 1
+    assert create(client, file_id, KEY).json() == again.json()
 
 
 class TestOneThatOnlySeemedDead:

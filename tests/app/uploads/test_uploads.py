@@ -19,6 +19,7 @@ from app.models import File, Upload, UploadPart
 from app.storage import ObjectStorage
 from app.uploads import repository, service
 from app.uploads.sweeping import KEPT_SECONDS, sweep_uploads
+from tests.app.cut import answer_lost
 from tests.app.helpers import chat_file
 
 DATA = chat_file(40)
@@ -151,6 +152,15 @@ class TestComplete:
         for key in storage.keys("uploads/"):
             storage.delete(key)
         assert error(complete(client, upload_id, part_ids)) == (503, "storage_unavailable", None)
+
+    def test_a_part_stays_though_the_answer_to_its_commit_was_lost(
+        self, client: TestClient, database: Database
+    ) -> None:
+        upload_id = begun(client)
+        with answer_lost(database, "INSERT INTO upload_parts"):
+            assert send(client, upload_id, DATA).status_code == 500
+        parts = client.get(f"/v1/uploads/{upload_id}/parts").json()["data"]
+        assert complete(client, upload_id, [part["id"] for part in parts]).status_code == 200
 
     def test_parts_are_gone_afterwards(self, client: TestClient, database: Database, storage: ObjectStorage) -> None:
         upload_id = begun(client)

@@ -100,6 +100,11 @@ def an_epoch_then_die(folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def a_stage_then_die(_: Path) -> None:
+    send("stage_done", stage="train", data={"trained_tokens": 1})
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def foreign_checkpoint(folder: Path) -> None:
     (folder.parent / "secret").write_text("x")
     digest = hashlib.sha256(b"x").hexdigest()

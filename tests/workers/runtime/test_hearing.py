@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from app.contracts.limits import ProjectLimits
 from app.contracts.states import WorkState
 from app.db import db_now
-from app.models import Project, WorkerBeat
+from app.models import Project, Work, WorkerBeat
 from app.queue import PublishError
 from workers.runtime.beat import Beat
 from workers.runtime.hearing import LOOP_SECONDS, Hearing
@@ -36,6 +36,9 @@ class Worker:
         )
 
     def _ring(self, work_id: str) -> None:
+        # Ringing may take its time, and nobody who writes may wait for it.
+        with self.world.db.transaction() as session:
+            session.execute(update(Work).values(last_error="rung"))
         if self.is_broker_away:
             raise PublishError("away")
         self.rung.append(work_id)
@@ -44,8 +47,7 @@ class Worker:
         self.now += after_seconds
         if ticks:
             self.hearing.tick()
-        with self.world.db.transaction() as session:
-            return self.hearing.is_deaf(session)
+        return self.hearing.is_deaf(self.world.db)
 
 
 @pytest.fixture

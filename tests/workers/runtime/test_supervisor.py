@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,17 +14,32 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from app.contracts.plan import TrainingPlan
 from app.contracts.progress import Message
 from app.contracts.specs import SPEC_FILE, JobSpec
 from app.contracts.states import JobPhase, JobStatus, WorkKind, WorkState
-from app.models import Checkpoint, File, FineTunedModel
+from app.jobs.control import JobControl
+from app.models import BaseModelRow, Checkpoint, File, FineTunedModel, Job
+from workers.runtime.handler import StopRequest
+from workers.runtime.job_handler import JobHandler
 from workers.runtime.process_group import marked
+from workers.runtime.registry import HANDLERS
 from workers.runtime.supervisor import Runtime, run_work
 
 Eventually = Callable[[Callable[[], object]], None]
 NEVER = threading.Event()
+
+
+class Silent:
+    """A broker that nobody needs to hear."""
+
+    def publish(self, work_id: str) -> None:
+        return
+
+    def check(self) -> None:
+        return
 
 
 @contextmanager
@@ -295,6 +311,47 @@ class TestStopping:
         run_work(world.runtime("once_stopped_then_succeed"), queued.work_id, NEVER)
         assert world.job(queued.job_id).status == JobStatus.SUCCEEDED
 
+    def test_a_pause_uses_up_no_attempt(self, world: Any, eventually: Eventually) -> None:
+        queued = world.add_job()
+        for _ in range(world.settings.max_attempts + 1):
+            with running(world.runtime("wait"), queued.work_id):
+                eventually(lambda: world.job(queued.job_id).status == JobStatus.RUNNING)
+                world.set_job(queued.job_id, stop_requested="pause")
+            assert (world.job(queued.job_id).status, world.work(queued.work_id).attempt) == (JobStatus.PAUSED, 0)
+            world.set_job(queued.job_id, status=JobStatus.QUEUED)
+            world.set_work(queued.work_id, state=WorkState.QUEUED)
+
+    def test_a_cancellation_while_a_pause_is_written_down_stays(self, world: Any, eventually: Eventually) -> None:
+        queued = world.add_job()
+        control = JobControl(world.db, Silent(), wait_seconds=0.0)
+
+        def get_job(session: Session) -> Job:
+            return session.get_one(Job, queued.job_id)
+
+        answers: list[Job] = []
+        asking = threading.Thread(target=lambda: answers.append(control.cancel(get_job, "me")))
+
+        class Late(JobHandler):
+            """Its owner cancels when it has looked for the last time."""
+
+            def stop(self, session: Session, request: StopRequest) -> WorkState:
+                asking.start()
+                time.sleep(0.2)
+                return super().stop(session, request)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setitem(HANDLERS, WorkKind.FINE_TUNING_JOB, Late)
+            with running(world.runtime("wait"), queued.work_id):
+                eventually(lambda: world.job(queued.job_id).status == JobStatus.RUNNING)
+                world.set_job(queued.job_id, stop_requested="pause")
+        asking.join(20)
+        job = world.job(queued.job_id)
+        if job.status == JobStatus.PAUSED:
+            # It came too late, and nobody was told that it had not.
+            assert (answers[0].stop_requested, job.stop_requested) == (None, None)
+            job = control.cancel(get_job, "me")
+        assert job.status == JobStatus.CANCELLED
+
     def test_a_pause_that_is_withdrawn_while_the_child_stops_puts_the_job_back_into_the_queue(
         self, world: Any, eventually: Eventually
     ) -> None:
@@ -390,6 +447,44 @@ class TestChildOutlivesNobody:
         supervisor.wait()
         eventually(lambda: not is_running(child))
         os.kill(grandchild, signal.SIGKILL)
+
+
+class TestBaseThatIsPreparedAnew:
+    """Between two attempts at a job."""
+
+    def interrupted(self, world: Any) -> Any:
+        queued = world.add_job()
+        run_work(world.runtime("a_stage_then_die"), queued.work_id, NEVER)
+        assert list(world.job(queued.job_id).stages) == ["train"]
+        (world.settings.bases_dir / "4567").mkdir()
+        with world.db.transaction() as session:
+            session.get_one(BaseModelRow, "tiny").prepared_hash = "4567"
+        world.set_work(queued.work_id, available_at=0.0)
+        return queued
+
+    def spec_of_the_next_attempt(self, world: Any, queued: Any) -> JobSpec:
+        run_work(world.runtime("a_stage_then_die"), queued.work_id, NEVER)
+        return JobSpec.model_validate_json((world.settings.work_dir / queued.work_id / SPEC_FILE).read_bytes())
+
+    def test_leaves_the_job_the_one_that_it_was_begun_on(self, world: Any) -> None:
+        spec = self.spec_of_the_next_attempt(world, self.interrupted(world))
+        assert (spec.prepared_dir.name, list(spec.finished_stages)) == ("0123", ["train"])
+
+    def test_lets_the_job_begin_anew_where_that_one_is_gone(self, world: Any) -> None:
+        queued = self.interrupted(world)
+        (world.settings.bases_dir / "0123").rmdir()
+        left = world.settings.work_dir / queued.work_id / "training"
+        left.mkdir()
+        spec = self.spec_of_the_next_attempt(world, queued)
+        assert (spec.prepared_dir.name, list(spec.finished_stages)) == ("4567", [])
+        assert not left.exists()
+
+    @pytest.mark.parametrize("content", [b"", b"[]", b'{"prepared_dir": 7}'])
+    def test_is_the_one_where_nothing_says_what_it_was_begun_on(self, world: Any, content: bytes) -> None:
+        queued = self.interrupted(world)
+        (world.settings.work_dir / queued.work_id / SPEC_FILE).write_bytes(content)
+        spec = self.spec_of_the_next_attempt(world, queued)
+        assert (spec.prepared_dir.name, list(spec.finished_stages)) == ("4567", [])
 
 
 class TestPreparingABase:
