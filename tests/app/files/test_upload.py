@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import socket
 from collections.abc import Iterator
 
 import anyio
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import func, select
 from starlette.types import Message
 
+from app.auth.service import AuthService
 from app.db import Database
 from app.files.form import FORM_OVERHEAD_BYTES
 from app.models import File
@@ -253,3 +255,16 @@ class TestRefused:
     def test_without_a_key_nothing_is_read(self, client: TestClient) -> None:
         response = client.post("/v1/files", content=b"x", headers={"authorization": "Bearer nope"})
         assert response.status_code == 401
+
+
+def test_a_client_that_stalls_after_something_bad_is_answered_at_once(address: str, database: Database) -> None:
+    key = AuthService(database).create_key("acme")
+    host, port = address.removeprefix("http://").removesuffix("/v1").split(":")
+    head = (
+        f"POST /v1/files HTTP/1.1\r\nhost: {host}\r\nauthorization: Bearer {key}\r\ncontent-length: 5000\r\n"
+        f"content-type: multipart/form-data; boundary={BOUNDARY}\r\n\r\n"
+    )
+    with socket.create_connection((host, int(port)), timeout=20.0) as connection:
+        connection.sendall(head.encode() + form(('name="secret"', b"x"), end=False))
+        answer = connection.recv(65_536)
+    assert answer.startswith(b"HTTP/1.1 400 ")
