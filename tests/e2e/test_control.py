@@ -26,7 +26,7 @@ def create(client: openai.OpenAI, training_file: str) -> FineTuningJob:
         model=BASE,
         training_file=training_file,
         seed=3,
-        hyperparameters={"n_epochs": 40, "batch_size": 1},
+        hyperparameters={"n_epochs": 20, "batch_size": 1},
         extra_body={"safety": {"method": "der", "hyperparameters": {"memory_rows_per_step": 2}}},
     )
 
@@ -34,7 +34,7 @@ def create(client: openai.OpenAI, training_file: str) -> FineTuningJob:
 def test_pause_and_resume_change_nothing_about_the_adapter(client: openai.OpenAI) -> None:
     training = client.files.create(file=("train.jsonl", rows(24)), purpose="fine-tune").id
     job = create(client, training)
-    wait_for(client, job.id, lambda _: _num_metrics(client, job.id) > 5)
+    wait_for(client, job.id, lambda _: _num_metrics(client, job.id) > 1)
     asked = client.fine_tuning.jobs.pause(job.id)
     assert asked.status in ("running", "paused")
     wait_for(client, job.id, lambda found: str(found.status) == "paused")
