@@ -1,6 +1,7 @@
 """The quick reading of plain rows says nothing that the careful one would not."""
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -230,6 +231,65 @@ def test_a_few_lines_that_need_a_look_leave_the_others_to_the_quick_reading(monk
     assert result.statistics.num_rows == 900
 
 
+ODD = line_of(USER, ANSWER, tools=[])
+stretches = st.lists(st.tuples(st.integers(min_value=1, max_value=80), st.sampled_from([0, 1, 2, 4, 30])), max_size=8)
+
+
+class TestOddRowsAmongPlainOnes:
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(stretches, st.lists(lines, min_size=1, max_size=5), st.integers(min_value=200, max_value=4000))
+    def test_the_same_is_told_however_they_are_mixed(
+        self, mixed: list[tuple[int, int]], odd: list[bytes], piece_bytes: int
+    ) -> None:
+        found = [GOOD]
+        for num_lines, one_in in mixed:
+            for number in range(num_lines):
+                is_odd = one_in > 0 and number % one_in == 0
+                found.append(odd[number % len(odd)] if is_odd else line_of({**USER, "content": f"{number}?"}, ANSWER))
+        data = b"\n".join(found)
+        quick = _told(data, piece_bytes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(file_validator, "plain_rows", lambda _: None)
+            assert _told(data, len(data)) == quick
+
+    @pytest.mark.parametrize("one_in", [1, 2, 4])
+    def test_where_they_are_dense_nearly_every_block_is_tried_only_as_a_whole(self, one_in: int) -> None:
+        # Halving a block of 64 lines takes thirty tries more: of 2, 4, 8 and 16 parts.
+        blocks = [[ODD if number % one_in == 0 else GOOD for number in range(64)]] * 170
+        assert self._num_tries(blocks) <= 170 + 30 * 11
+
+    def test_where_they_are_sparse_halves_are_tried_and_few_lines_read_one_by_one(self) -> None:
+        blocks = [[ODD if number == 40 else GOOD for number in range(64)]] * 50
+        # One of two halves, one of its two, and so on down to four lines.
+        assert self._num_tries(blocks) == pytest.approx(50 * (1 + 2 * 4), abs=8)
+
+    def test_plain_blocks_behind_dense_ones_are_recognised_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        read: list[int] = []
+
+        def parse(line: bytes, number: int, expected: Any = None) -> Any:
+            read.append(number)
+            return parse_line(line, number, expected)
+
+        monkeypatch.setattr(file_validator, "parse_line", parse)
+        self._num_tries([[ODD] * 64] * 3 + [[GOOD] * 64] * 3)
+        assert read == list(range(1, 3 * 64 + 1))
+
+    def _num_tries(self, blocks: list[list[bytes]]) -> int:
+        tried: list[bytes] = []
+
+        def try_block(block: bytes) -> Any:
+            tried.append(block)
+            return plain_rows(block)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(file_validator, "plain_rows", try_block)
+            validator = ChatFileValidator()
+            for block in blocks:
+                validator.feed(b"\n".join(block) + b"\n")
+            assert validator.finish().statistics.num_rows == sum(map(len, blocks))
+        return len(tried)
+
+
 class TestRepeatedRows:
     def test_a_row_is_known_again_however_its_line_was_read(self) -> None:
         seen = RepeatedRows()
@@ -262,18 +322,53 @@ class TestRepeatedRows:
         seen.note_plain(found.rows, 1)
         assert seen.repeated(most_lines=20_000) == (10_000, list(range(30_001, 40_001)))
 
-    def test_in_parts_as_at_once_and_no_more_than_were_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(repeated_rows, "_ROWS_AT_ONCE", 16)
+    def test_no_more_than_were_noted(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(repeated_rows, "_MAX_ROWS", 500)
         numbers = [number % 70 for number in range(100)] * 6
-        rows = [PlainRow((PlainMessage("user", f"{number}?"),)) for number in numbers]
-        seen, expected = set(), []
-        for line, number in enumerate(numbers[:500], start=11):
-            if number in seen:
-                expected.append(line)
-            seen.add(number)
+        rows = [_row(number) for number in numbers]
+        expected = _lines_again(numbers[:500], 11)
         noted = RepeatedRows()
         noted.note_plain(rows[:450], 11)
         noted.note_plain(rows[450:], 461)
         assert noted.repeated(most_lines=1000) == (len(expected), expected)
         assert noted.repeated(most_lines=7) == (len(expected), expected[:7])
+
+    def test_nothing_noted(self) -> None:
+        assert RepeatedRows().repeated(most_lines=9) == (0, [])
+
+    @THOROUGH
+    @given(
+        st.lists(st.integers(min_value=0, max_value=300), max_size=300),
+        st.integers(min_value=1, max_value=100),
+        st.integers(min_value=0, max_value=300),
+    )
+    def test_what_a_set_of_all_rows_says(self, numbers: list[int], first_line: int, most_lines: int) -> None:
+        noted = RepeatedRows()
+        noted.note_plain([_row(number) for number in numbers], first_line)
+        expected = _lines_again(numbers, first_line)
+        assert noted.repeated(most_lines=most_lines) == (len(expected), expected[:most_lines])
+
+    def test_the_search_takes_little_memory_however_often_rows_repeat(self) -> None:
+        for num_distinct in (1, 15_000, 60_000):
+            noted = RepeatedRows()
+            noted.note_plain([_row(number % num_distinct) for number in range(60_000)], 1)
+            tracemalloc.start()
+            try:
+                assert noted.repeated(most_lines=100).num_rows == 60_000 - num_distinct
+                assert tracemalloc.get_traced_memory()[1] < 400_000
+            finally:
+                tracemalloc.stop()
+
+
+def _row(number: int) -> PlainRow:
+    return PlainRow((PlainMessage("user", f"{number}?"),))
+
+
+def _lines_again(numbers: list[int], first_line: int) -> list[int]:
+    seen: set[int] = set()
+    lines = []
+    for line, number in enumerate(numbers, start=first_line):
+        if number in seen:
+            lines.append(line)
+        seen.add(number)
+    return lines
