@@ -123,6 +123,14 @@ class QuotaError(ServiceError):
     headers = MappingProxyType({"x-should-retry": "false"})
 
 
+class BusyError(ServiceError):
+    """The service does as much of this as it can; trying again later helps."""
+
+    status = 503
+    code = "busy"
+    headers = MappingProxyType({"retry-after": "5"})
+
+
 class StorageUnavailableError(ServiceError):
     """Stored bytes cannot be reached; trying again later may help."""
 

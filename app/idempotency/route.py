@@ -37,7 +37,7 @@ class CreatingRoute(APIRoute):
             body = await request.body()
             which = asked(tenant, request.method, request.url.path, body, key, num_tries)
             assert which is not None
-            begun = await run_in_threadpool(services.idempotency.begin, which)
+            begun = await services.idempotency.begin(which)
             if isinstance(begun, Answered):
                 headers = {REPLAYED: "true"}
                 return Response(begun.body, begun.status, headers, media_type="application/json")

@@ -11,8 +11,8 @@ its commit was lost. A request that was refused is forgotten and can be sent aga
 
 import hashlib
 import secrets
-import time
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import ColumnElement, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,6 +22,7 @@ from app.auth.schemas import Tenant
 from app.db import Database, db_now
 from app.errors import InvalidRequestError, RequestInProgressError
 from app.models import IdempotentRequest
+from app.waiting import ask_until
 
 KEPT_SECONDS = 86_400.0
 REPEATED_SECONDS = 600.0
@@ -99,22 +100,22 @@ class IdempotencyService:
     """How long a repetition waits for the first one before it is told to come again."""
     poll_seconds: float = 0.1
 
-    def begin(self, request: Asked) -> Begun | Answered:
+    async def begin(self, request: Asked) -> Begun | Answered:
         """Lets one of several equal requests through; the others get its answer.
 
         Raises:
             InvalidRequestError: The key was used for another request.
             RequestInProgressError: The first one is still being carried out.
         """
-        deadline = time.monotonic() + self.wait_seconds
-        while True:
-            with self.database.transaction() as session:
-                found = self._try(session, request)
-            if found is not None:
-                return found
-            if time.monotonic() > deadline:
-                raise RequestInProgressError("The same request is being carried out: ask again in a second.")
-            time.sleep(self.poll_seconds)
+        found = await ask_until(
+            partial(self._tried, request),
+            lambda found: found is not None,
+            seconds=self.wait_seconds,
+            pause_seconds=self.poll_seconds,
+        )
+        if found is None:
+            raise RequestInProgressError("The same request is being carried out: ask again in a second.")
+        return found
 
     def end(self, begun: Begun, status: int, body: str) -> None:
         """Keeps the answer of a request that was carried out."""
@@ -141,6 +142,10 @@ class IdempotencyService:
         """Lets the next try carry the request out at once, with the same ids: what became of this one is not known."""
         with self.database.transaction() as session:
             session.execute(update(IdempotentRequest).where(*_held_by(begun)).values(created_at=0.0))
+
+    def _tried(self, request: Asked) -> Begun | Answered | None:
+        with self.database.transaction() as session:
+            return self._try(session, request)
 
     def _try(self, session: Session, request: Asked) -> Begun | Answered | None:
         if not request.is_keyed and request.is_first:

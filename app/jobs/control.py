@@ -4,7 +4,6 @@ Every answer is the truth. A worker that was asked may take some seconds, so a r
 still runs then says so, with the phase `cancelling` or `pausing`.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from app.errors import InvalidRequestError
 from app.jobs import repository
 from app.models import Job, add_event
 from app.queue import Publisher, announce
+from app.waiting import ask_until
 
 GetJob = Callable[[Session], Job]
 """The job that is meant, in a session; raises NotFoundError where there is none."""
@@ -33,23 +33,23 @@ class JobControl:
     """How long an answer waits for a worker to let go."""
     poll_seconds: float = 0.2
 
-    def cancel(self, get_job: GetJob, actor: str) -> Job:
+    async def cancel(self, get_job: GetJob, actor: str) -> Job:
         """Ends the job for good.
 
         Raises:
             NotFoundError: There is no such job.
             InvalidRequestError: It has ended in another way.
         """
-        return self._until(JobStatus.CANCELLED, get_job, partial(_cancel, actor=actor))
+        return await self._until(JobStatus.CANCELLED, get_job, partial(_cancel, actor=actor))
 
-    def pause(self, get_job: GetJob, actor: str) -> Job:
+    async def pause(self, get_job: GetJob, actor: str) -> Job:
         """Stops the job where it is; its worker keeps a checkpoint and takes other work.
 
         Raises:
             NotFoundError: There is no such job.
             InvalidRequestError: It has ended, or is being cancelled.
         """
-        return self._until(JobStatus.PAUSED, get_job, partial(_pause, actor=actor))
+        return await self._until(JobStatus.PAUSED, get_job, partial(_pause, actor=actor))
 
     def resume(self, get_job: GetJob, actor: str) -> Job:
         """Puts a paused job back into the queue; one that waits or runs goes on doing so.
@@ -75,18 +75,19 @@ class JobControl:
             session.refresh(job)
             return job
 
-    def _until(self, wanted: JobStatus, get_job: GetJob, ask: Callable[[Session, Job], None]) -> Job:
-        deadline = time.monotonic() + self.wait_seconds
-        while True:
-            # Again each time: a worker that was about to hand the job back has put it into the queue meanwhile.
+    async def _until(self, wanted: JobStatus, get_job: GetJob, ask: Callable[[Session, Job], None]) -> Job:
+        def moved() -> Job:
+            # Asked again each time: a worker that was about to hand the job back has put it into the queue meanwhile.
             with self.database.transaction() as session:
                 job = get_job(session)
                 if job.status != wanted:
                     ask(session, job)
                     session.refresh(job)
-            if job.status == wanted or time.monotonic() >= deadline:
                 return job
-            time.sleep(self.poll_seconds)
+
+        return await ask_until(
+            moved, lambda job: job.status == wanted, seconds=self.wait_seconds, pause_seconds=self.poll_seconds
+        )
 
 
 def _cancel(session: Session, job: Job, actor: str) -> None:

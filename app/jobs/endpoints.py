@@ -49,17 +49,17 @@ async def get_job(job_id: str, request: Request) -> Response:
 
 
 @router.post("/{job_id}/cancel")
-def cancel_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
+async def cancel_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
     """Cancels a job. The answer is the truth: a job whose worker has not stopped yet is still running, with the
     phase `cancelling`."""
-    return services.jobs.cancel(tenant, job_id)
+    return await services.jobs.cancel(tenant, job_id)
 
 
 @router.post("/{job_id}/pause")
-def pause_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
+async def pause_job(job_id: str, tenant: TenantDep, services: ServicesDep) -> JobObject:
     """Pauses a job; its worker keeps a checkpoint. A job whose worker has not stopped yet is still running, with the
     phase `pausing`."""
-    return services.jobs.pause(tenant, job_id)
+    return await services.jobs.pause(tenant, job_id)
 
 
 @router.post("/{job_id}/resume")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from sqlalchemy.orm import Session
+from starlette.concurrency import run_in_threadpool
 
 from app.audit.log import record
 from app.auth.schemas import Tenant
@@ -132,13 +133,15 @@ class JobService:
             shown = self._shown(session, rows)
         return {(row.project_id, row.id): job.model_dump_json().encode() for row, job in zip(rows, shown, strict=True)}
 
-    def cancel(self, tenant: Tenant, job_id: str) -> JobObject:
+    async def cancel(self, tenant: Tenant, job_id: str) -> JobObject:
         """See JobControl."""
-        return self._object(self._control.cancel(partial(get_job, tenant=tenant, job_id=job_id), tenant.key_id))
+        job = await self._control.cancel(partial(get_job, tenant=tenant, job_id=job_id), tenant.key_id)
+        return await run_in_threadpool(self._object, job)
 
-    def pause(self, tenant: Tenant, job_id: str) -> JobObject:
+    async def pause(self, tenant: Tenant, job_id: str) -> JobObject:
         """See JobControl."""
-        return self._object(self._control.pause(partial(get_job, tenant=tenant, job_id=job_id), tenant.key_id))
+        job = await self._control.pause(partial(get_job, tenant=tenant, job_id=job_id), tenant.key_id)
+        return await run_in_threadpool(self._object, job)
 
     def resume(self, tenant: Tenant, job_id: str) -> JobObject:
         """See JobControl."""

@@ -1,5 +1,6 @@
 """POST /v1/uploads and what else can be done with uploads in parts."""
 
+from functools import partial
 from typing import Annotated
 
 from anyio import CancelScope, to_thread
@@ -10,8 +11,12 @@ from app.idempotency.route import CreatingRoute
 from app.pagination import After, Order
 from app.receiving import receive
 from app.uploads.schemas import PartList, PartObject, UploadComplete, UploadCreate, UploadObject
+from app.waiting import SlowCalls
 
 router = APIRouter(route_class=CreatingRoute, prefix="/v1/uploads", tags=["Uploads"])
+
+# A large file takes minutes. Clients give up after ten, in which both its turn and the file have to fit.
+_ASSEMBLIES = SlowCalls(most=16, most_of_a_project=4, patience_seconds=240.0)
 
 
 @router.post("")
@@ -55,9 +60,13 @@ async def add_part(upload_id: str, request: Request, tenant: TenantDep, services
 
 
 @router.post("/{upload_id}/complete")
-def complete_upload(upload_id: str, body: UploadComplete, tenant: TenantDep, services: ServicesDep) -> UploadObject:
+async def complete_upload(
+    upload_id: str, body: UploadComplete, tenant: TenantDep, services: ServicesDep
+) -> UploadObject:
     """Puts the parts together in the given order; every line is checked as in POST /v1/files."""
-    return services.uploads.complete(tenant, upload_id, body)
+    complete = partial(services.uploads.complete, tenant, upload_id, body)
+    # A client that asks again does not have the file put together twice: the next one finds it done.
+    return await _ASSEMBLIES.run(tenant, complete, alone=upload_id)
 
 
 @router.post("/{upload_id}/cancel")

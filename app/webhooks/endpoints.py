@@ -1,5 +1,6 @@
 """POST /v1/webhook_endpoints and what else can be done with webhooks."""
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Depends, Query
@@ -8,6 +9,7 @@ from app.contracts.webhooks import WebhookEventType
 from app.dependencies import ServicesDep, TenantDep, find_tenant
 from app.idempotency.route import CreatingRoute
 from app.pagination import After, ListOf
+from app.waiting import SlowCalls
 from app.webhooks.schemas import (
     SecretRotate,
     WebhookDeliveryObject,
@@ -26,14 +28,18 @@ router = APIRouter(route_class=CreatingRoute, prefix="/v1", tags=["Webhooks"])
 
 Limit = Annotated[int, Query(ge=1, le=100)]
 
+# Each may take ten seconds, of a name server that is silent or a receiver that does not answer.
+_LOOKUPS = SlowCalls(most=32, most_of_a_project=4, patience_seconds=20.0)
+_TESTS = SlowCalls(most=32, most_of_a_project=4, patience_seconds=20.0)
+
 
 @router.post("/webhook_endpoints")
-def create_webhook_endpoint(
+async def create_webhook_endpoint(
     body: WebhookEndpointCreate, tenant: TenantDep, services: ServicesDep
 ) -> WebhookEndpointWithSecret:
     """Adds a URL that is told when jobs end. The answer alone holds the secret that messages are signed with, as
     Standard Webhooks has it: `client.webhooks.unwrap(body, headers, secret=...)` checks it."""
-    return services.webhooks.create(tenant, body)
+    return await _LOOKUPS.run(tenant, partial(services.webhooks.create, tenant, body))
 
 
 @router.get("/webhook_endpoints")
@@ -51,11 +57,11 @@ def get_webhook_endpoint(endpoint_id: str, tenant: TenantDep, services: Services
 
 
 @router.post("/webhook_endpoints/{endpoint_id}")
-def update_webhook_endpoint(
+async def update_webhook_endpoint(
     endpoint_id: str, body: WebhookEndpointUpdate, tenant: TenantDep, services: ServicesDep
 ) -> WebhookEndpointObject:
     """Changes name, URL or events; what waits to be delivered goes to the new URL."""
-    return services.webhooks.update(tenant, endpoint_id, body)
+    return await _LOOKUPS.run(tenant, partial(services.webhooks.update, tenant, endpoint_id, body))
 
 
 @router.delete("/webhook_endpoints/{endpoint_id}")
@@ -75,11 +81,11 @@ def rotate_webhook_secret(
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/test")
-def test_webhook_endpoint(
+async def test_webhook_endpoint(
     endpoint_id: str, body: WebhookTest, tenant: TenantDep, services: ServicesDep
 ) -> WebhookTestResult:
     """Sends a sample event, about a job that is none, and tells the status of the answer."""
-    return services.webhooks.test(tenant, endpoint_id, body.event_type)
+    return await _TESTS.run(tenant, partial(services.webhooks.test, tenant, endpoint_id, body.event_type))
 
 
 @router.get("/webhook_endpoints/{endpoint_id}/deliveries")

@@ -1,5 +1,6 @@
 """A request that creates something is carried out once, however often it is sent."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -184,8 +185,8 @@ class TestProcessThatDied:
         self, api: FastAPI, client: TestClient, base: str, database: Database, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         file_id = uploaded(client)
-        monkeypatch.setattr("app.idempotency.service.time.sleep", lambda _: None)
-        monkeypatch.setattr("app.idempotency.service.time.monotonic", iter(range(0, 10_000, 3)).__next__)
+        impatient = IdempotencyService(database, wait_seconds=0.0)
+        monkeypatch.setattr(api.state, "services", replace(api.state.services, idempotency=impatient))
         with monkeypatch.context() as patched:
             self.die(patched)
             with pytest.raises(BaseException):  # noqa: B017, PT011
@@ -222,7 +223,7 @@ class TestOneThatOnlySeemedDead:
             return replace(self.ASKED, project_id=session.scalars(select(Project.id)).one())
 
     def begin(self, requests: IdempotencyService, asked: Asked) -> Begun:
-        begun = requests.begin(asked)
+        begun = asyncio.run(requests.begin(asked))
         assert isinstance(begun, Begun)
         return begun
 
@@ -235,9 +236,9 @@ class TestOneThatOnlySeemedDead:
         assert other.seed == slow.seed
         requests.forget(slow)
         with pytest.raises(RequestInProgressError):
-            requests.begin(asked)
+            asyncio.run(requests.begin(asked))
         requests.end(other, 200, "done")
-        assert requests.begin(asked) == Answered(200, "done")
+        assert asyncio.run(requests.begin(asked)) == Answered(200, "done")
 
     def test_what_it_makes_is_found_though_the_other_failed(
         self, requests: IdempotencyService, asked: Asked, database: Database
@@ -249,7 +250,7 @@ class TestOneThatOnlySeemedDead:
         assert third.seed == slow.seed
         requests.end(slow, 200, "done")
         requests.forget(third)
-        assert requests.begin(asked) == Answered(200, "done")
+        assert asyncio.run(requests.begin(asked)) == Answered(200, "done")
 
 
 class TestRepetitionsWithoutAKey:

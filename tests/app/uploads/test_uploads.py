@@ -1,14 +1,18 @@
 """Uploads in parts: any order, again after an interruption, checked like files that come in one piece."""
 
+import asyncio
 import hashlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import httpx2
 import openai
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -101,6 +105,31 @@ class TestComplete:
         with database.transaction() as session:
             assert len(session.scalars(select(File)).all()) == 1
         assert len(storage.keys("files/")) == 1
+
+    def test_at_the_same_time_in_one_process_puts_it_together_once(
+        self, api: FastAPI, client: TestClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        upload_id = begun(client)
+        body = {"part_ids": [sent(client, upload_id, DATA)]}
+        assemble = service.UploadService._assembled
+        times: list[float] = []
+
+        def assemble_slowly(*args: Any) -> ReceivedFile:
+            times.append(time.monotonic())
+            time.sleep(0.3)
+            return assemble(*args)
+
+        async def complete_at_once() -> list[httpx.Response]:
+            transport, headers = httpx.ASGITransport(api), dict(client.headers)
+            async with httpx.AsyncClient(transport=transport, base_url="http://service", headers=headers) as here:
+                path = f"/v1/uploads/{upload_id}/complete"
+                return list(await asyncio.gather(*(here.post(path, json=body) for _ in range(6))))
+
+        monkeypatch.setattr(service.UploadService, "_assembled", assemble_slowly)
+        answers = asyncio.run(complete_at_once())
+        assert {answer.status_code for answer in answers} == {200}
+        assert len({answer.text for answer in answers}) == 1
+        assert len(times) == 1
 
     def test_one_that_another_request_completes_meanwhile_is_answered_as_that_one(
         self, client: TestClient, monkeypatch: pytest.MonkeyPatch

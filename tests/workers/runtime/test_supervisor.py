@@ -1,5 +1,6 @@
 """Attempts, run for real with children that speak the protocol and train nothing."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -329,7 +330,7 @@ class TestStopping:
             return session.get_one(Job, queued.job_id)
 
         answers: list[Job] = []
-        asking = threading.Thread(target=lambda: answers.append(control.cancel(get_job, "me")))
+        asking = threading.Thread(target=lambda: answers.append(asyncio.run(control.cancel(get_job, "me"))))
 
         class Late(JobHandler):
             """Its owner cancels when it has looked for the last time."""
@@ -349,7 +350,7 @@ class TestStopping:
         if job.status == JobStatus.PAUSED:
             # It came too late, and nobody was told that it had not.
             assert (answers[0].stop_requested, job.stop_requested) == (None, None)
-            job = control.cancel(get_job, "me")
+            job = asyncio.run(control.cancel(get_job, "me"))
         assert job.status == JobStatus.CANCELLED
 
     def test_a_pause_that_is_withdrawn_while_the_child_stops_puts_the_job_back_into_the_queue(
