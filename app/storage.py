@@ -8,12 +8,14 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import unquote, urlsplit
 
 import obstore
+import structlog
 from obstore.store import from_url
 
 from app.ids import new_id
@@ -21,9 +23,13 @@ from app.ids import new_id
 PART_BYTES = 8 * 1024 * 1024
 """Held in memory while an object is written. Clouds take at most 10,000 parts of an object: 80 GB."""
 CHUNK_BYTES = 256 * 1024
+LISTED_KEYS = 200
+"""Of so many at a time it is found out what has become of them: deleting them all holds nobody up for long."""
 
 _UNFINISHED = re.compile(r"#\d+$")
 """How obstore names a local file beside its place; no key of ours has the sign."""
+
+_log = structlog.get_logger(__name__)
 
 
 class ObjectNotFoundError(FileNotFoundError):
@@ -164,9 +170,45 @@ class ObjectStorage:
         except FileNotFoundError:
             return
 
+    def discard(self, key: str) -> bool:
+        """Deletes an object that no row names any more.
+
+        Where the store fails, that is only logged: the object is waste, which housekeeping finds, and whoever has let
+        go of it goes on.
+
+        Returns:
+            Whether it is gone.
+        """
+        try:
+            self.delete(key)
+        except Exception:
+            # Of whatever kind: the stores' errors have nothing in common.
+            _log.exception("object not deleted", key=key)
+            return False
+        return True
+
+    def discard_all(self, prefix: str) -> int:
+        """The same for every object under a prefix, also where the store does not even list them; how many are gone."""
+        try:
+            keys = self.keys(prefix)
+        except Exception:
+            _log.exception("objects not listed", prefix=prefix)
+            return 0
+        return sum(self.discard(key) for key in keys)
+
     def keys(self, prefix: str = "") -> list[str]:
-        """Every key under a prefix: for tests and housekeeping."""
+        """Every key under a prefix that holds few: a job's, an upload's."""
         return [item["path"] for batch in obstore.list(self._store, prefix or None) for item in batch]
+
+    def keys_between(self, prefix: str, *, since: float, until: float) -> Iterator[list[str]]:
+        """Keys under a prefix of objects that were stored between two times, a few at a time: all might not fit in
+        memory.
+
+        Objects may be deleted, and much time may pass, between one list and the next. One may be empty.
+        """
+        first, last = datetime.fromtimestamp(since, UTC), datetime.fromtimestamp(until, UTC)
+        for batch in obstore.list(self._store, prefix, chunk_size=LISTED_KEYS):
+            yield [item["path"] for item in batch if first <= item["last_modified"] < last]
 
     def delete_unfinished(self, *, older_than_seconds: float) -> int:
         """Deletes what killed writers have left in a local folder, where it is not an object and nobody sees it.

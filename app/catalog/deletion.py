@@ -47,7 +47,7 @@ class ModelDeletion:
             record(session, tenant.key_id, tenant.project_id, "model.deleted", model_id)
         # After the commit: an object without a row is only waste, which is swept if this process is killed here.
         for key in keys:
-            self.storage.delete(key)
+            self.storage.discard(key)
         return ModelDeleted(id=model_id, referenced_by=continued)
 
 

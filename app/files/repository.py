@@ -68,8 +68,9 @@ def show(session: Session, file_id: str, expires_after_seconds: int | None) -> F
 
 
 def delete_hidden(session: Session, file_id: str) -> bool:
-    """Deletes the file's row if it is still hidden; whether it was."""
-    return session.scalar(delete(File).where(File.id == file_id, File.status == STORING).returning(File.id)) is not None
+    """Deletes the file's row if it is still hidden; whether there is none now."""
+    session.execute(delete(File).where(File.id == file_id, File.status == STORING))
+    return session.scalar(select(File.id).where(File.id == file_id)) is None
 
 
 def delete_expired(session: Session, *, limit: int = 100) -> list[str]:

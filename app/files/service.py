@@ -144,7 +144,7 @@ class FileService:
             session.delete(row)
             record(session, tenant.key_id, tenant.project_id, "file.deleted", file_id)
         # After the commit: an object without a row is only waste, a row without its object would be a broken file.
-        self.storage.delete(row.storage_key)
+        self.storage.discard(row.storage_key)
         return FileDeleted(id=file_id, referenced_by=jobs)
 
     def content(self, tenant: Tenant, file_id: str) -> StoredObject:
@@ -158,11 +158,14 @@ class FileService:
         return FileValidation.model_validate(row.validation)
 
     def _forget(self, file_id: str) -> None:
-        """Takes back an upload that could not be finished, unless it was after all (the commit's answer was lost)."""
+        """Takes back an upload that could not be finished, unless it was after all (the commit's answer was lost).
+
+        The row may have gone before: with the project, or because its time was over.
+        """
         with self.database.transaction() as session:
-            is_hidden = repository.delete_hidden(session, file_id)
-        if is_hidden:
-            self.storage.delete(file_key(file_id))
+            is_gone = repository.delete_hidden(session, file_id)
+        if is_gone:
+            self.storage.discard(file_key(file_id))
 
     def _row(self, tenant: Tenant, file_id: str) -> File:
         with self.database.transaction() as session:
@@ -181,7 +184,7 @@ def sweep_expired(database: Database, storage: ObjectStorage) -> int:
     with database.transaction() as session:
         keys = repository.delete_expired(session)
     for key in keys:
-        storage.delete(key)
+        storage.discard(key)
     return len(keys)
 
 

@@ -28,5 +28,4 @@ def delete_parts(database: Database, storage: ObjectStorage, upload_id: str) -> 
     with database.transaction() as session:
         repository.delete_parts(session, upload_id)
     # By prefix: a killed process may have left objects without a row.
-    for key in storage.keys(upload_key(upload_id, "")):
-        storage.delete(key)
+    storage.discard_all(upload_key(upload_id, ""))

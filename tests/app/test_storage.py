@@ -45,6 +45,26 @@ def test_what_killed_writers_left_is_swept_when_it_is_old(
     assert storage.get("files/whole") == b"x"
 
 
+def test_objects_of_a_time_are_listed_a_few_at_a_time_while_they_are_deleted(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.storage.LISTED_KEYS", 7)
+    old = {f"evaluations/{index}/t/report.json" for index in range(50)}
+    for key in (*old, "evaluations/new", "evaluations/ancient", "other/old"):
+        storage.put(key, b"x")
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.name != "new":
+            os.utime(path, (2.0, 1.0 if path.name == "ancient" else 2.0))
+    seen: set[str] = set()
+    for keys in storage.keys_between("evaluations/", since=2.0, until=3.0):
+        assert len(keys) <= 7
+        seen |= set(keys)
+        for key in keys:
+            storage.delete(key)
+    assert seen == old
+    assert sorted(storage.keys()) == ["evaluations/ancient", "evaluations/new", "other/old"]
+
+
 def test_publishing_replaces_the_whole_object(storage: ObjectStorage) -> None:
     storage.put("k", b"old and long")
     with storage.open_writer("k") as writer:

@@ -23,7 +23,7 @@ from app.models import Checkpoint, Event, File, FineTunedModel, Job, Work
 from app.storage import ObjectStorage
 from tests.chaos.faults import Faults, Kill
 from tests.chaos.world import World
-from workers.runtime.attempts import sweep_attempts
+from workers.runtime.waste import sweep_waste
 
 BASE = "tiny"
 METHODS = ("der", "ewc", "none")
@@ -181,7 +181,8 @@ class ChaosRun:
         outcome.stuck += [f"process {pid}" for pid in self._world.training_children()]
         for job_id, method in made.items():
             self._judge_job(job_id, method, outcome)
-        sweep_attempts(self._database, self._storage)
+        for _ in sweep_waste(self._database, self._storage, older_than_seconds=0.0):
+            pass
         time.sleep(2.0)  # Two sweeps of the housekeeping.
         work = self._world.data_dir / "work"
         outcome.left += [folder.name for folder in work.iterdir() if folder.name.startswith("work_")]

@@ -108,7 +108,7 @@ class EvaluationHandler(RequestHandler):
     def discard(self, session: Session, stored: _Stored) -> None:
         published = session.scalar(select(Evaluation.report_key).where(Evaluation.id == self.lease.subject_id))
         if published != stored.key:
-            self._storage.delete(stored.key)
+            self._storage.discard(stored.key)
 
     def succeed(self, session: Session, stored: _Stored) -> None:
         self._move(session, RequestStatus.SUCCEEDED, report_key=stored.key)

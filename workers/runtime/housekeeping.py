@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 from sqlalchemy import func, or_, select, update
@@ -28,18 +28,21 @@ from app.settings import Settings
 from app.storage import ObjectStorage
 from app.uploads.sweeping import sweep_uploads
 from app.webhooks.sweeping import sweep_deliveries
-from workers.runtime.attempts import sweep_attempts
 from workers.runtime.bell import Bell, BrokerBell
 from workers.runtime.deliveries import delivering
 from workers.runtime.failures import lost
 from workers.runtime.lease import Lease, finish, release, seize
 from workers.runtime.registry import HANDLERS, SUBJECTS
+from workers.runtime.waste import sweep_waste
 
 STALE_ANNOUNCEMENT_SECONDS = 30.0
 """A message for work that still waits after this time may be lost."""
 UNFINISHED_SECONDS = 86_400.0
 """Something that was not written to for so long will not be finished."""
-UNFINISHED_SWEEP_SECONDS = 3600.0
+STORE_SWEEP_SECONDS = 3600.0
+"""How often the store is looked through."""
+WASTE_SECONDS = 2.0
+"""For so long the other parts of a sweep wait while it is; the next sweep goes on where this one stopped."""
 
 _FINAL_STATES = frozenset({WorkState.DONE, WorkState.FAILED, WorkState.CANCELLED})
 _REAPED = lost("it stopped renewing its lease")
@@ -57,6 +60,8 @@ class Housekeeper:
         self._open_bell = open_bell
         self._bell: Bell | None = None
         self._unfinished_due_at = 0.0
+        self._waste_due_at = 0.0
+        self._waste: Iterator[list[str]] | None = None
         self._name = f"housekeeping {socket.gethostname()}:{os.getpid()}"
 
     def sweep(self) -> None:
@@ -70,6 +75,7 @@ class Housekeeper:
             self.forget_deliveries,
             self.delete_old_folders,
             self.delete_unfinished_objects,
+            self.delete_waste,
         )
         for part in parts:
             try:
@@ -144,9 +150,22 @@ class Housekeeper:
         """Deletes, once an hour, what processes that were killed while they stored something have left behind."""
         if time.monotonic() < self._unfinished_due_at:
             return
-        self._unfinished_due_at = time.monotonic() + UNFINISHED_SWEEP_SECONDS
+        self._unfinished_due_at = time.monotonic() + STORE_SWEEP_SECONDS
         self._storage.delete_unfinished(older_than_seconds=UNFINISHED_SECONDS)
-        sweep_attempts(self._db, self._storage)
+
+    def delete_waste(self) -> None:
+        """Begins, once an hour, to delete objects that no row names, and goes on with it."""
+        if self._waste is None:
+            if time.monotonic() < self._waste_due_at:
+                return
+            self._waste_due_at = time.monotonic() + STORE_SWEEP_SECONDS
+            self._waste = sweep_waste(self._db, self._storage)
+        until = time.monotonic() + WASTE_SECONDS
+        for _ in self._waste:
+            if time.monotonic() >= until:
+                return
+        # Also after an error, at which it has ended.
+        self._waste = None
 
     def _reap_alone(self, work_id: str) -> bool:
         """In a transaction of its own: what cannot be settled must not hold up the others."""

@@ -39,6 +39,20 @@ class TestDeletion:
         listed = client.get(f"/v1/fine_tuning/jobs/{finished.job_id}/checkpoints").json()["data"]
         assert [entry["metrics"]["step"] for entry in listed] == [40, 30, 20, 10]
 
+    def test_is_done_though_the_store_does_not_delete_an_adapter(
+        self, client: TestClient, finished: Finished, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        delete = ObjectStorage.delete
+
+        def delete_all_but_one(self: ObjectStorage, key: str) -> None:
+            if key.endswith("/adapter.tar.gz"):
+                raise OSError("the store is away")
+            delete(self, key)
+
+        monkeypatch.setattr(ObjectStorage, "delete", delete_all_but_one)
+        assert client.delete(f"/v1/models/{finished.model}").status_code == 200
+        assert names(storage, finished.job_id) == ["adapter.tar.gz", "report.json"]
+
     @pytest.mark.parametrize("what", ["model", "checkpoint"])
     def test_waits_for_jobs_that_go_on_from_it(
         self, client: TestClient, finished: Finished, storage: ObjectStorage, what: str

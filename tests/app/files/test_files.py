@@ -4,14 +4,17 @@ import threading
 import time
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from obstore.store import from_url
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
+from sqlalchemy.exc import NoResultFound
 
 from app.auth.service import AuthService
 from app.db import Database, db_now
 from app.files import repository
 from app.files.service import sweep_expired
+from app.files.upload import ReceivedFile
 from app.main import create_app
 from app.models import File, Job
 from app.settings import Settings
@@ -111,6 +114,16 @@ class TestDelete:
         assert client.delete(f"/v1/files/{file_id}").status_code == 404
         assert storage.keys() == []
 
+    def test_a_store_that_fails_leaves_waste_and_the_answer_is_the_same(
+        self, client: TestClient, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file_id = uploaded(client)
+        monkeypatch.setattr(ObjectStorage, "delete", _refuse)
+        gone = client.delete(f"/v1/files/{file_id}")
+        assert (gone.status_code, gone.json()["deleted"]) == (200, True)
+        assert client.get(f"/v1/files/{file_id}").status_code == 404
+        assert storage.keys() == [f"files/{file_id}"]
+
     def test_a_file_that_a_job_needs_stays_until_the_job_ends(
         self, client: TestClient, base: str, database: Database
     ) -> None:
@@ -140,6 +153,23 @@ class TestExpiry:
         assert sweep_expired(database, storage) == 1
         assert sweep_expired(database, storage) == 0
         assert storage.keys() == [f"files/{kept}"]
+
+    def test_an_object_that_the_store_does_not_delete_holds_up_no_other(
+        self, client: TestClient, database: Database, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = [uploaded(client) for _ in range(3)]
+        for file_id in made:
+            _expire(database, file_id)
+        delete = ObjectStorage.delete
+
+        def delete_all_but_one(self: ObjectStorage, key: str) -> None:
+            if key == f"files/{made[0]}":
+                _refuse(self, key)
+            delete(self, key)
+
+        monkeypatch.setattr(ObjectStorage, "delete", delete_all_but_one)
+        assert sweep_expired(database, storage) == 3
+        assert storage.keys() == [f"files/{made[0]}"]
 
     def test_a_file_that_a_job_needs_is_swept_only_after_it(
         self, client: TestClient, base: str, database: Database
@@ -203,6 +233,22 @@ class TestUnfinished:
         assert sweep_expired(database, storage) == 1
         assert storage.keys() == []
 
+    def test_a_row_that_goes_while_the_object_is_stored_takes_the_object_along(
+        self, api: FastAPI, client: TestClient, database: Database, storage: ObjectStorage
+    ) -> None:
+        """With its project, or because storing took too long."""
+        service, auth = api.state.services.files, api.state.services.auth
+        received = ReceivedFile("a.jsonl", "fine-tune", None, 1, "0", None)
+
+        def publish() -> None:
+            with database.transaction() as session:
+                session.execute(delete(File))
+            storage.put("files/file-late", b"x")
+
+        with pytest.raises(NoResultFound):
+            service.keep(auth.authenticate(client.headers["authorization"]), "file-late", received, publish)
+        assert storage.keys() == []
+
     def test_an_object_that_cannot_be_stored_leaves_no_row(
         self, settings: Settings, database: Database, publisher: RecordingPublisher
     ) -> None:
@@ -230,6 +276,10 @@ def test_a_result_file_has_no_validation(client: TestClient, database: Database)
     assert client.get(f"/v1/files/{file_id}/validation").status_code == 404
     response = client.get(f"/v1/files/{file_id}/content")
     assert response.headers["content-type"].startswith("text/csv")
+
+
+def _refuse(self: ObjectStorage, key: str) -> None:
+    raise OSError("the store is away")
 
 
 def _expire(database: Database, file_id: str) -> None:

@@ -288,6 +288,32 @@ class TestEnd:
         assert client.get(f"/v1/uploads/{upload_id}").status_code == 404
         assert client.get(f"/v1/uploads/{waiting}").json()["status"] == "pending"
 
+    def test_a_store_that_fails_holds_up_no_other(
+        self, client: TestClient, database: Database, storage: ObjectStorage, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = [begun(client) for _ in range(3)]
+        for upload_id in made:
+            sent(client, upload_id, DATA)
+            move_expiry(database, upload_id, -KEPT_SECONDS - 1.0)
+        delete, keys = ObjectStorage.delete, ObjectStorage.keys
+
+        def delete_all_but_one(self: ObjectStorage, key: str) -> None:
+            if made[0] in key:
+                raise OSError("the store is away")
+            delete(self, key)
+
+        def list_all_but_one(self: ObjectStorage, prefix: str = "") -> list[str]:
+            if made[1] in prefix:
+                raise OSError("the store is away")
+            return keys(self, prefix)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(ObjectStorage, "delete", delete_all_but_one)
+            patched.setattr(ObjectStorage, "keys", list_all_but_one)
+            sweep_uploads(database, storage)
+        assert {key.split("/")[1] for key in storage.keys("uploads/")} == set(made[:2])
+        assert {client.get(f"/v1/uploads/{upload_id}").status_code for upload_id in made} == {404}
+
 
 class TestCreate:
     @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from app.db import Database, Row, db_now
 from app.ids import new_id
 from app.models import BaseModelRow, Checkpoint, Event, File, Job, Project, Work
 from app.settings import Settings
-from app.storage import ObjectStorage
+from app.storage import ObjectStorage, file_key
 from workers.runtime.supervisor import Runtime
 
 POSTGRES_URL = os.environ.get("TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test").replace(
@@ -111,14 +111,15 @@ class World:
         return {kind: [sys.executable, str(FAKE_CHILD), scenario] for kind in WorkKind}
 
     def add_job(self, *, suffix: str | None = None, protection: Protection | None = None) -> Queued:
+        file_id = new_id("file-")
         training = File(
-            id=new_id("file-"),
+            id=file_id,
             project_id="proj_a",
             filename="train.jsonl",
             purpose="fine-tune",
             bytes=len(TRAINING_BYTES),
             sha256=hashlib.sha256(TRAINING_BYTES).hexdigest(),
-            storage_key=new_id("files/file-"),
+            storage_key=file_key(file_id),
             status="processed",
         )
         self.storage.put(training.storage_key, TRAINING_BYTES)
@@ -195,7 +196,8 @@ class World:
     def _add_base(self) -> None:
         (self.settings.bases_dir / "0123").mkdir(parents=True)
         with self.db.transaction() as session:
-            session.add(Project(id="proj_a", name="a"))
+            # So long ago that nothing was stored before.
+            session.add(Project(id="proj_a", name="a", created_at=0.0))
             session.add(
                 BaseModelRow(
                     id="tiny",

@@ -15,9 +15,9 @@ from app.contracts.states import JobStatus
 from app.db import db_now
 from app.models import Checkpoint, FineTunedModel
 from app.storage import job_key
-from workers.runtime.attempts import sweep_attempts
 from workers.runtime.checkpoint_rows import keep_checkpoint
 from workers.runtime.supervisor import run_work
+from workers.runtime.waste import sweep_waste
 
 
 def ran(world: Any, scenario: str, *, protection: Protection | None = None, num_attempts: int = 1) -> Any:
@@ -37,6 +37,12 @@ def kept(world: Any, job_id: str) -> dict[int, bytes]:
             assert (row.adapter_sha256, row.adapter_bytes) == (hashlib.sha256(content).hexdigest(), len(content))
             found[row.step_number] = content
     return found
+
+
+def sweep(world: Any) -> list[str]:
+    """Names of what was deleted, however new it is."""
+    batches = sweep_waste(world.db, world.storage, older_than_seconds=0.0)
+    return sorted(key.rpartition("/")[2] for keys in batches for key in keys)
 
 
 def stored(world: Any, job_id: str) -> list[str]:
@@ -117,8 +123,7 @@ class TestSwept:
     def test_are_those_of_a_job_without_a_model(self, world: Any) -> None:
         failed, withheld, good = (ran(world, name) for name in ("two_epochs_then_fail", "withhold", "epochs"))
         assert len(kept(world, failed.job_id)) == 2
-        swept = sweep_attempts(world.db, world.storage)
-        assert sorted(key.rpartition("/")[2] for key in swept) == ["checkpoint-10.tar.gz", "checkpoint-20.tar.gz"]
+        assert sweep(world) == ["checkpoint-10.tar.gz", "checkpoint-20.tar.gz"]
         assert stored(world, failed.job_id) == []
         assert kept(world, failed.job_id) == {}
         # The operator may release what the gate has stopped.
@@ -128,13 +133,12 @@ class TestSwept:
     def test_are_objects_of_a_deleted_model_whose_deletion_was_cut_short(self, world: Any) -> None:
         """Rows have let go of them, the process was killed before it deleted them."""
         queued = ran(world, "epochs")
+        # However long ago the job has ended.
         world.set_job(queued.job_id, adapter_key=None, finished_at=1.0)
         with world.db.transaction() as session:
             session.execute(update(Checkpoint).values(adapter_key=None))
-        assert sweep_attempts(world.db, world.storage) == []
-        with world.db.transaction() as session:
             session.execute(update(FineTunedModel).values(deleted_at=db_now()))
-        assert len(sweep_attempts(world.db, world.storage)) == 4
+        assert len(sweep(world)) == 4
         assert sorted(key.rpartition("/")[2] for key in world.storage.keys(f"jobs/{queued.job_id}")) == [
             "report.json",
             "step_metrics.csv",

@@ -8,7 +8,7 @@ import pytest
 from app.contracts.states import JobStatus, WorkKind, WorkState
 from app.models import File
 from app.queue import PublishError
-from workers.runtime import job_rows
+from workers.runtime import housekeeping, job_rows
 from workers.runtime.housekeeping import Housekeeper
 from workers.runtime.lease import claim
 
@@ -132,6 +132,37 @@ class TestSweep:
         left.parent.mkdir(parents=True, exist_ok=True)
         left.touch()
         os.utime(left, (1.0, 1.0))
+        housekeeper.sweep()
+        assert not left.exists()
+
+    def test_deletes_objects_that_no_row_names_and_is_held_up_by_them_for_a_moment_only(
+        self, world: Any, housekeeper: Housekeeper, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(housekeeping, "WASTE_SECONDS", 0.0)
+        kept, left = (
+            world.add_job(),
+            ["files/file-left", "uploads/upload_left/part_x", "evaluations/left/t/report.json"],
+        )
+        for key in left:
+            world.storage.put(key, b"x")
+        for path in (world.settings.data_dir / "storage").rglob("*"):
+            os.utime(path, (1.0, 1.0))
+        num_left = []
+        for _ in range(4):
+            housekeeper.sweep()
+            num_left.append(sum(world.storage.exists(key) for key in left))
+        assert num_left == [2, 1, 0, 0]
+        assert world.storage.keys() == [f"files/{world.job(kept.job_id).training_file}"]
+
+    def test_looks_through_the_store_once_an_hour(self, world: Any, housekeeper: Housekeeper) -> None:
+        left = world.settings.data_dir / "storage" / "files" / "file-left"
+        for _ in range(2):
+            left.parent.mkdir(parents=True, exist_ok=True)
+            left.touch()
+            os.utime(left, (1.0, 1.0))
+            housekeeper.sweep()
+        assert left.exists()
+        housekeeper._waste_due_at = 0.0
         housekeeper.sweep()
         assert not left.exists()
 

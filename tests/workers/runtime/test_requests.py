@@ -20,6 +20,7 @@ from app.contracts.specs import SPEC_FILE, EvaluationSpec, PreflightSpec
 from app.contracts.states import FailureCode, JobStatus, RequestStatus, WorkKind, WorkState
 from app.ids import new_id
 from app.models import Evaluation, File, FineTunedModel, Job, Preflight
+from app.storage import file_key
 from tests.app.preflight.risks import RISK
 from workers.runtime.housekeeping import Housekeeper
 from workers.runtime.lease import claim
@@ -46,14 +47,15 @@ class Requests:
         self.world = world
 
     def add_file(self, purpose: str = "fine-tune", data: bytes = b"{}\n") -> str:
+        file_id = new_id("file-")
         file = File(
-            id=new_id("file-"),
+            id=file_id,
             project_id="proj_a",
             filename="a",
             purpose=purpose,
             bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
-            storage_key=new_id("files/file-"),
+            storage_key=file_key(file_id),
             status="processed",
         )
         self.world.storage.put(file.storage_key, data)
