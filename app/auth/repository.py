@@ -51,6 +51,12 @@ def revoke_key(session: Session, key_id: str) -> bool:
     return session.scalar(query.returning(ApiKey.id).execution_options(synchronize_session=False)) is not None
 
 
+def hold_key(session: Session, key_id: str) -> bool:
+    """Whether the key is not revoked; nobody revokes it until the transaction ends."""
+    query = select(ApiKey.id).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+    return session.scalar(query.with_for_update(read=True)) is not None
+
+
 def get_project(session: Session, project_id: str) -> Project | None:
     """The project with this id."""
     return session.get(Project, project_id)

@@ -36,6 +36,14 @@ def lock_model(session: Session, job_id: str) -> FineTunedModel | None:
     return session.scalars(query.with_for_update(read=True)).one_or_none()
 
 
+def hold_permission(session: Session, checkpoint_id: str, project_id: str) -> bool:
+    """Whether the project may use the checkpoint of another; nobody takes that back until the transaction ends."""
+    query = select(CheckpointPermission.id).where(
+        CheckpointPermission.checkpoint_id == checkpoint_id, CheckpointPermission.project_id == project_id
+    )
+    return session.scalar(query.with_for_update(read=True)) is not None
+
+
 def unknown_projects(session: Session, project_ids: Sequence[str]) -> list[str]:
     """Those of the ids that no project has."""
     known = set(session.scalars(select(Project.id).where(Project.id.in_(project_ids))))

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from app.audit.log import record
+from app.auth import repository as keys
 from app.auth.schemas import Tenant
 from app.checkpoints import repository
 from app.checkpoints.schemas import PermissionDeleted, PermissionList, PermissionsCreate
 from app.checkpoints.usable import usable_checkpoint
 from app.db import Database, one_at_a_time
 from app.downloads import StoredObject
-from app.errors import InvalidRequestError, NotFoundError, PermissionDeniedError
+from app.errors import InvalidApiKeyError, InvalidRequestError, NotFoundError, PermissionDeniedError
 from app.ids import new_id
 from app.models import Checkpoint, CheckpointPermission
 from app.pagination import Order
@@ -54,11 +55,15 @@ class CheckpointService:
         Raises:
             NotFoundError: The project has no such checkpoint.
             PermissionDeniedError: The key is not an admin's.
+            InvalidApiKeyError: It was revoked a moment ago.
             InvalidRequestError: There is no such project, or it is the checkpoint's own.
         """
         project_ids = list(dict.fromkeys(request.project_ids))
         with self.database.transaction() as session:
             checkpoint = _administered(session, tenant, name)
+            if not keys.hold_key(session, tenant.key_id):
+                # One that is only remembered to have been good: its project may be on the way out.
+                raise InvalidApiKeyError("This API key is revoked.")
             if tenant.project_id in project_ids:
                 raise InvalidRequestError("The checkpoint is this project's own: leave it out.", param="project_ids")
             if unknown := repository.unknown_projects(session, project_ids):

@@ -34,12 +34,15 @@ def usable_checkpoint(session: Session, tenant: Tenant, name: str) -> Found:
     """
     found = repository.find(session, tenant.project_id, name)
     if found is None:
-        raise NotFoundError(f"The model `{name}` does not exist.", param="model", code="model_not_found")
+        raise _missing(name)
     _require_released(found.job)
     if repository.lock_model(session, found.job.id) is None:
         what = f"The model of `{name}` was deleted, and its checkpoints with it."
         raise NotFoundError(what, param="model", code="model_deleted")
-    # It may have gone while the lock was waited for.
+    # Permission and adapter may have gone while the lock was waited for.
+    is_shared = found.job.project_id != tenant.project_id
+    if is_shared and not repository.hold_permission(session, found.checkpoint.id, tenant.project_id):
+        raise _missing(name)
     session.refresh(found.checkpoint)
     if found.checkpoint.adapter_key is None:
         what = (
@@ -48,6 +51,10 @@ def usable_checkpoint(session: Session, tenant: Tenant, name: str) -> Found:
         )
         raise InvalidRequestError(what, param="model", code="checkpoint_not_kept")
     return found
+
+
+def _missing(name: str) -> NotFoundError:
+    return NotFoundError(f"The model `{name}` does not exist.", param="model", code="model_not_found")
 
 
 def _require_released(job: Job) -> None:

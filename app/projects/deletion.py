@@ -1,8 +1,9 @@
 """Deleting a project: everything it has stored, then everything that is written about it.
 
 The order is such that a process which is killed in between leaves a project that still has its name, and can be deleted
-once more: first its keys stop working, so that nothing new arrives; then objects go, by the rows that name them; then
-the rows, all in one transaction, the project's own last.
+once more: first its keys stop working and its checkpoints are shared with nobody, so that nothing new arrives and
+nobody outside can name anything of it; then objects go, by the rows that name them; then the rows, all in one
+transaction, the project's own last. What requests that had begun before have stored meanwhile goes after that.
 """
 
 import time
@@ -16,10 +17,16 @@ from app.auth.service import REMEMBERED_SECONDS
 from app.contracts.states import FINAL_JOB_STATUSES, FINAL_REQUEST_STATUSES
 from app.db import Database, Row, db_now
 from app.errors import InvalidRequestError, NotFoundError
-from app.models import ApiKey, Checkpoint, Evaluation, File, Job, Preflight, Project, Upload
+from app.models import ApiKey, Checkpoint, CheckpointPermission, Evaluation, File, Job, Preflight, Project, Upload
 from app.storage import ObjectStorage, file_key, job_key, upload_key
 
 _MOST_NAMED = 10
+
+_BEFORE = "This has deleted nothing."
+_CLOSED = (
+    "Its keys are revoked and its checkpoints shared with nobody; nothing else was deleted. Delete it once more then."
+)
+_EMPTIED = "Its stored objects are deleted, its rows are not. Delete it once more then."
 
 
 @dataclass(frozen=True)
@@ -28,7 +35,7 @@ class Removed:
 
     num_objects: int
     num_rows: dict[str, int]
-    """By table; those without a row are left out."""
+    """By table; those without a row are left out, and so are permissions that others had to use its checkpoints."""
     num_continued: int
     """Jobs of other projects that were trained on from this one's checkpoints. They and their models stay."""
 
@@ -46,7 +53,7 @@ class ProjectDeletion:
         """How many rows hang on the project, by table; raises what `delete` would raise."""
         with self.database.reading() as session:
             project = _known(session.scalars(select(Project).where(Project.name == name)).one_or_none(), name)
-            _require_idle(session, project.id)
+            _require_idle(session, project.id, _BEFORE)
             return _counted(session, _owned(project.id))
 
     def delete(self, name: str) -> Removed:
@@ -60,29 +67,38 @@ class ProjectDeletion:
         time.sleep(self.remembered_seconds)
         with self.database.reading() as session:
             # Once more: something may have been asked for with a key that was still remembered.
-            _require_idle(session, project_id)
+            _require_idle(session, project_id, _CLOSED)
             keys, prefixes = _keys(session, project_id), _prefixes(session, project_id)
         keys += [key for prefix in prefixes for key in self.storage.keys(prefix)]
         for key in keys:
             self.storage.delete(key)
         with self.database.transaction() as session:
             _lock(session, name)
-            _require_idle(session, project_id)
+            _require_idle(session, project_id, _EMPTIED)
+            # Once more: an upload that had begun before may have ended meanwhile.
+            late = set(_keys(session, project_id)) - set(keys)
+            prefixes = _prefixes(session, project_id)
             num_continued = len(_going_on(session, project_id))
-            removed = Removed(len(keys), _delete_rows(session, project_id), num_continued)
+            num_rows = _delete_rows(session, project_id)
             record(session, OPERATOR, project_id, "project.deleted", project_id, {"name": name})
-            return removed
+        # After the commit: what is not deleted now is only waste.
+        num_late = sum(self.storage.discard(key) for key in late) + sum(map(self.storage.discard_all, prefixes))
+        return Removed(len(keys) + num_late, num_rows, num_continued)
 
     def _close(self, name: str) -> str:
-        """Revokes the project's keys if nothing is unfinished; its id."""
+        """Revokes the project's keys, and every permission to use its checkpoints, if nothing is unfinished; its id."""
         with self.database.transaction() as session:
             project = _lock(session, name)
-            _require_idle(session, project.id)
+            # Both before anything is looked at: whoever is about to share a checkpoint holds its key, and whoever is
+            # about to use a shared one holds the permission, so that what they make is seen.
             session.execute(
                 update(ApiKey)
                 .where(ApiKey.project_id == project.id, ApiKey.revoked_at.is_(None))
                 .values(revoked_at=db_now())
             )
+            checkpoints = select(Checkpoint.id).where(Checkpoint.job_id.in_(_jobs(project.id)))
+            session.execute(delete(CheckpointPermission).where(CheckpointPermission.checkpoint_id.in_(checkpoints)))
+            _require_idle(session, project.id, _BEFORE)
             return project.id
 
 
@@ -97,8 +113,8 @@ def _known(project: Project | None, name: str) -> Project:
     return project
 
 
-def _require_idle(session: Session, project_id: str) -> None:
-    """Raises InvalidRequestError with what is unfinished."""
+def _require_idle(session: Session, project_id: str, so_far: str) -> None:
+    """Raises InvalidRequestError with what is unfinished, and what has been done already."""
     queries = (
         select(Job.id, Job.status).where(Job.project_id == project_id, Job.status.not_in(FINAL_JOB_STATUSES)),
         select(Preflight.id, Preflight.status).where(
@@ -118,8 +134,7 @@ def _require_idle(session: Session, project_id: str) -> None:
     ]
     if unfinished:
         raise InvalidRequestError(
-            f"Unfinished: {', '.join(unfinished[:_MOST_NAMED])}. Wait for their end, or cancel the jobs. Nothing was "
-            "deleted."
+            f"Unfinished: {', '.join(unfinished[:_MOST_NAMED])}. Wait for their end, or cancel the jobs. {so_far}"
         )
 
 

@@ -1,5 +1,6 @@
 """Deleting a project with everything that it has."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,27 @@ from sqlalchemy import func, select, update
 from typer.testing import CliRunner
 
 from app.auth.service import AuthService
+from app.checkpoints.schemas import PermissionsCreate
+from app.checkpoints.service import CheckpointService
 from app.cli import cli
 from app.db import Database, Row
-from app.errors import InvalidRequestError, NotFoundError
-from app.models import Checkpoint, CheckpointPermission, Evaluation, Job, Project, WebhookDelivery, WebhookEndpoint
+from app.errors import InvalidApiKeyError, InvalidRequestError, NotFoundError
+from app.files import repository as files
+from app.models import (
+    Checkpoint,
+    CheckpointPermission,
+    Evaluation,
+    File,
+    Job,
+    Project,
+    Upload,
+    WebhookDelivery,
+    WebhookEndpoint,
+)
 from app.projects.deletion import ProjectDeletion
-from app.storage import ObjectStorage
+from app.queue import enqueue
+from app.settings import Settings
+from app.storage import ObjectStorage, file_key, upload_key
 from tests.app.finished import Finished, finish
 from tests.app.helpers import created_job, uploaded
 
@@ -155,6 +171,200 @@ class TestDeletion:
     def test_of_an_unknown_project_is_refused(self, database: Database, storage: ObjectStorage) -> None:
         with pytest.raises(NotFoundError, match="There is no project acme"):
             delete(database, storage)
+
+
+class Meanwhile(ObjectStorage):
+    """Something happens while objects are being deleted, once."""
+
+    def __init__(self, url: str, act: Callable[[], object]) -> None:
+        super().__init__(url)
+        self._act: Callable[[], object] | None = act
+
+    def delete(self, key: str) -> None:
+        super().delete(key)
+        act, self._act = self._act, None
+        if act is not None:
+            act()
+
+
+class TestMeanwhile:
+    """What happens between the end of the project's keys and the end of its rows."""
+
+    @pytest.fixture
+    def delete_and(self, database: Database, settings: Settings) -> Callable[[Callable[[], object]], Any]:
+        """Deletes the project; what is given happens while its objects go."""
+        return lambda act: delete(database, Meanwhile(settings.resolved_storage_url, act))
+
+    def test_an_upload_that_ends_goes_as_well(
+        self,
+        finished: Finished,
+        database: Database,
+        storage: ObjectStorage,
+        delete_and: Callable[[Callable[[], object]], Any],
+    ) -> None:
+        """It was let in before the keys were revoked."""
+        with database.reading() as session:
+            project_id = session.scalars(select(Job.project_id)).one()
+
+        def end_uploads() -> None:
+            for file_id, status in (("file-late", "processed"), ("file-hidden", files.STORING)):
+                with database.transaction() as session:
+                    session.add(
+                        File(
+                            id=file_id,
+                            project_id=project_id,
+                            filename="a",
+                            purpose="fine-tune",
+                            bytes=1,
+                            sha256="0",
+                            storage_key=file_key(file_id),
+                            status=status,
+                        )
+                    )
+                storage.put(file_key(file_id), b"x")
+            with database.reading() as session:
+                upload_id = session.scalars(select(Upload.id)).one()
+            storage.put(upload_key(upload_id, "part_late"), b"x")
+            storage.put(f"jobs/{finished.job_id}/lost/adapter.tar.gz", b"x")
+
+        num_objects = len(storage.keys())
+        removed = delete_and(end_uploads)
+        assert storage.keys() == []
+        assert removed.num_objects == num_objects + 4
+        assert counts(database)["files"] == 0
+
+    def test_what_the_store_does_not_delete_once_the_rows_are_gone_holds_up_nothing(
+        self, finished: Finished, database: Database, storage: ObjectStorage, settings: Settings
+    ) -> None:
+        class Stubborn(Meanwhile):
+            def delete(self, key: str) -> None:
+                if key.endswith("part_first"):
+                    raise OSError("the store is away")
+                super().delete(key)
+
+        with database.reading() as session:
+            upload_id = session.scalars(select(Upload.id)).one()
+        late = [upload_key(upload_id, name) for name in ("part_first", "part_second")]
+
+        def end_parts() -> None:
+            for key in late:
+                storage.put(key, b"x")
+
+        delete(database, Stubborn(settings.resolved_storage_url, end_parts))
+        assert (storage.keys(), counts(database)["projects"]) == (late[:1], 0)
+
+    def test_others_can_name_nothing_of_it(
+        self,
+        stranger: TestClient,
+        finished: Finished,
+        neighbour: Finished,
+        database: Database,
+        delete_and: Callable[[Callable[[], object]], Any],
+    ) -> None:
+        share(database, finished, "umbrella")
+        name, training_file = finished.checkpoint(40), uploaded(stranger)
+        answers: list[int] = []
+
+        def use() -> None:
+            body = {"model": name, "training_file": training_file}
+            answers.append(stranger.post("/v1/fine_tuning/jobs", json=body).status_code)
+            answers.append(stranger.post("/v1/safety/evaluations", json={"model": name}).status_code)
+            answers.append(stranger.get(f"/v1/fine_tuning/checkpoints/{name}/adapter").status_code)
+
+        delete_and(use)
+        assert answers == [404, 404, 404]
+        assert counts(database)["projects"] == 1
+
+    def test_it_is_shared_with_nobody_by_a_key_that_was_good_a_moment_ago(
+        self,
+        stranger: TestClient,
+        finished: Finished,
+        database: Database,
+        storage: ObjectStorage,
+        delete_and: Callable[[Callable[[], object]], Any],
+    ) -> None:
+        auth = AuthService(database)
+        tenant = auth.authenticate(f"Bearer {auth.create_key('acme', is_admin=True)}")
+        with database.reading() as session:
+            umbrella = session.scalars(select(Project.id).where(Project.name == "umbrella")).one()
+
+        def share_late() -> None:
+            with pytest.raises(InvalidApiKeyError):
+                CheckpointService(database, storage).share(
+                    tenant, finished.checkpoint(40), PermissionsCreate(project_ids=[umbrella])
+                )
+
+        delete_and(share_late)
+        assert counts(database)["projects"] == 1
+
+    def test_a_job_that_is_being_made_of_a_shared_checkpoint_is_waited_for(
+        self,
+        stranger: TestClient,
+        finished: Finished,
+        neighbour: Finished,
+        database: Database,
+        storage: ObjectStorage,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        share(database, finished, "umbrella")
+        keys = storage.keys()
+        refusals: list[str] = []
+
+        def delete_project() -> None:
+            with pytest.raises(InvalidRequestError) as refused:
+                delete(database, storage)
+            refusals.append(refused.value.message)
+
+        deleting = threading.Thread(target=delete_project)
+
+        def enqueue_late(*arguments: Any, **options: Any) -> None:
+            # The job's row is written and not committed.
+            deleting.start()
+            deleting.join(0.5)
+            enqueue(*arguments, **options)
+
+        monkeypatch.setattr("app.jobs.service.enqueue", enqueue_late)
+        body = {"model": finished.checkpoint(40), "training_file": uploaded(stranger)}
+        made = stranger.post("/v1/fine_tuning/jobs", json=body)
+        deleting.join(20.0)
+        assert made.status_code == 200
+        (message,) = refusals
+        assert f"{made.json()['id']} of another project" in message
+        assert "This has deleted nothing." in message
+        assert set(keys) <= set(storage.keys())
+
+    def test_a_refusal_says_what_has_been_done_already(
+        self,
+        client: TestClient,
+        finished: Finished,
+        database: Database,
+        storage: ObjectStorage,
+        delete_and: Callable[[Callable[[], object]], Any],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What was asked for with a key that was still remembered."""
+        with database.reading() as session:
+            job = session.get_one(Job, finished.job_id)
+
+        def run_again(status: str) -> None:
+            with database.transaction() as session:
+                session.execute(update(Job).where(Job.id == job.id).values(status=status))
+
+        with monkeypatch.context() as patched:
+            patched.setattr("app.projects.deletion.time.sleep", lambda _: run_again("queued"))
+            with pytest.raises(InvalidRequestError, match=r"nothing else was deleted\. Delete it once more then\.$"):
+                delete(database, storage)
+        assert len(storage.keys()) > 0
+        assert all(key.revoked_at is not None for key in AuthService(database).list_keys())
+        run_again("succeeded")
+        with pytest.raises(InvalidRequestError, match=r"Its stored objects are deleted, its rows are not\."):
+            delete_and(lambda: run_again("queued"))
+        assert (storage.keys(), counts(database)["jobs"]) == ([], 1)
+        with pytest.raises(InvalidRequestError, match=r"This has deleted nothing\.$"):
+            delete(database, storage)
+        run_again("succeeded")
+        delete(database, storage)
+        assert counts(database)["projects"] == 0
 
 
 class TestCutShort:
