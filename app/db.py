@@ -15,11 +15,10 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Double
 
 BUSY_TIMEOUT_MS = 30_000
-LOCK_TIMEOUT_MS = 30_000
-"""What PostgreSQL lets one transaction wait for another's lock."""
-IDLE_TIMEOUT_MS = 60_000
-"""How long PostgreSQL lets a transaction that has begun say nothing; ours say their next word at once."""
-# A connection whose other end says nothing is given up within a minute: the kernel would take a quarter of an hour.
+# How long PostgreSQL lets a transaction wait for another's lock, and how long it lets one that has begun say nothing:
+# ours say their next word at once.
+_TIMEOUTS_MS = {"lock_timeout": 30_000, "idle_in_transaction_session_timeout": 60_000}
+# A server whose machine says nothing is given up within a minute: the kernel would take a quarter of an hour.
 _SIGNS_OF_LIFE = {
     "connect_timeout": 10,
     "keepalives_idle": 20,
@@ -107,14 +106,18 @@ def one_at_a_time(session: Session, what: str) -> None:
 def _open_server(url: str) -> Engine:
     """PostgreSQL, of which nobody may hold a lock for long: not a process that froze in the middle of a transaction,
     nor one whose network went away. Whoever waits is told, and tries again as when the database is away."""
-    engine = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=_SIGNS_OF_LIFE)
+    query = make_url(url).query
+    # What the operator's URL says holds.
+    signs_of_life = {name: value for name, value in _SIGNS_OF_LIFE.items() if name not in query}
+    timeouts = {name: value for name, value in _TIMEOUTS_MS.items() if name not in query.get("options", "")}
+    engine = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20, connect_args=signs_of_life)
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:
         # Not as an option of the connection, which poolers in between refuse.
         with connection.cursor() as cursor:
-            cursor.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
-            cursor.execute(f"SET idle_in_transaction_session_timeout = {IDLE_TIMEOUT_MS}")
+            for name, milliseconds in timeouts.items():
+                cursor.execute(f"SET {name} = {milliseconds}")
         connection.commit()
 
     return engine

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from anyio import CancelScope, CapacityLimiter, to_thread
-from anyio.lowlevel import RunVar
 from starlette.concurrency import run_in_threadpool
 
 from app.auth.schemas import Tenant
@@ -41,7 +40,7 @@ class SlowCalls:
         self._most_of_a_project = most_of_a_project
         self._patience_seconds = patience_seconds
         # A server has one event loop; tests have many, and what waits in one cannot be woken from another.
-        self._lines: RunVar[_Lines] = RunVar("app.waiting")
+        self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, _Lines] = WeakKeyDictionary()
 
     async def run(self, tenant: Tenant, call: Callable[[], R], *, alone: str | None = None) -> R:
         """What the call returns, from a thread in the caller's context.
@@ -67,10 +66,7 @@ class SlowCalls:
 
     async def _take(self, place: AsyncExitStack, tenant: Tenant, alone: str | None) -> None:
         """Waits for the project's turn first: what has a thread's place does not wait any more."""
-        lines = self._lines.get(None)
-        if lines is None:
-            lines = _Lines(self._most)
-            self._lines.set(lines)
+        lines = self._lines.setdefault(asyncio.get_running_loop(), _Lines(self._most))
         project_id = tenant.project_id
         refusal: RateLimitError | BusyError
         try:
@@ -79,7 +75,7 @@ class SlowCalls:
                     # By project: nobody stands in the way of what is another's.
                     refusal = _too_many(f"Another request for {alone} is still being carried out.")
                     await place.enter_async_context(lines.of(project_id, alone, 1))
-                refusal = _too_many(f"The project may send {self._most_of_a_project} such requests at the same time.")
+                refusal = _too_many("The project's earlier requests of this kind are still being carried out.")
                 await place.enter_async_context(lines.of(project_id, None, self._most_of_a_project))
                 refusal = BusyError("The service carries out as many such requests as it can: try again in a while.")
                 await place.enter_async_context(lines.all)

@@ -12,7 +12,9 @@ _LOCK = 0x756E666F  # "unfo"
 
 def _migrate(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
-        # Two processes that start together must not both create the tables. SQLite's transaction locks by itself.
+        # Two processes that start together must not both create the tables. SQLite's transaction locks by itself. The
+        # second one waits for as long as the first one migrates.
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _LOCK})
         connection.execute(text("SET LOCAL lock_timeout = '10s'"))
     context.configure(

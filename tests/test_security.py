@@ -28,12 +28,27 @@ def test_what_is_pinned_is_fixed(name: str, fixed: str) -> None:
     assert PINNED[name] >= Version(fixed)
 
 
+def _calls(code: str, name: str) -> bool:
+    """Whether it names it, at once or as `from ... import`."""
+    module, _, attribute = name.rpartition(".")
+    found = [rf"\b{re.escape(name)}\b"]
+    if module:
+        found.append(rf"\bfrom [\w.]*\b{re.escape(module)} import [^\n]*\b{attribute}\b")
+    return any(re.search(pattern, code) for pattern in found)
+
+
+def test_it_is_seen_how_something_is_called() -> None:
+    for code in ("torch.jit.script(f)", "from torch.jit import freeze, script"):
+        assert _calls(code, "jit.script")
+    assert not _calls("from torch.jit import freeze", "jit.script")
+
+
 @pytest.mark.parametrize(("package", "name"), CALLS)
 def test_what_is_open_is_not_called(package: str, name: str) -> None:
     used = [
         str(file.relative_to(ROOT))
         for folder in ("app", "workers", "benchmarks", "migrations")
         for file in (ROOT / folder).rglob("*.py")
-        if re.search(rf"\b{re.escape(name)}\b", file.read_text())
+        if _calls(file.read_text(), name)
     ]
     assert used == [], f"{name} of {package} has an open advisory"

@@ -17,6 +17,7 @@ from app.terminal import fail, open_database, out
 audit_cli = typer.Typer(help="Who did what: the log that is only added to.", no_args_is_help=True)
 
 _HEX_DIGITS = 64
+_EXPORTED_AT_ONCE = 1000
 
 
 @audit_cli.command("verify")
@@ -57,9 +58,17 @@ def list_entries(
 @audit_cli.command("export")
 def export_log() -> None:
     """Write the whole log to standard output, the oldest entry first: a JSON object a line."""
-    with open_database(Settings()) as database, database.reading() as session:
-        for entry in repository.all_entries(session):
-            typer.echo(_line(entry))
+    last = 0
+    with open_database(Settings()) as database:
+        while True:
+            # Not in one transaction, of which the database does not know how long a reader of the output takes.
+            with database.reading() as session:
+                entries = repository.after(session, last, limit=_EXPORTED_AT_ONCE)
+            if not entries:
+                return
+            for entry in entries:
+                typer.echo(_line(entry))
+            last = entries[-1].seq
 
 
 def _line(entry: AuditEntry) -> str:

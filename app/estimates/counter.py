@@ -12,10 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,7 +25,8 @@ from app.errors import ServiceError
 from app.storage import ObjectStorage
 from app.tether import tethered
 
-_MOST_AT_ONCE = 2
+MOST_AT_ONCE = 2
+"""So many processes are let run by one of the API's (see endpoints.py)."""
 # Passwords of database, broker and object store are nothing to a process that reads a stranger's file.
 _PASSED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 _SET = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
@@ -42,28 +42,16 @@ class EstimatesUnavailableError(ServiceError):
     headers = {"x-should-retry": "false"}  # noqa: RUF012  (read only, like the others)
 
 
-class EstimatesBusyError(ServiceError):
-    """Too many are counting; trying again later helps."""
-
-    status = 503
-    code = "estimates_busy"
-    headers = {"retry-after": "5"}  # noqa: RUF012
-
-
 @dataclass(frozen=True)
 class TokenCounter:
     """Runs `python -m workers.counting`."""
 
     max_seconds: float
-    wait_seconds: float = 20.0
-    """How long a request waits for others to be counted."""
-    _slots: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(_MOST_AT_ONCE))
 
     def count(self, spec: CountSpec) -> CountResult:
         """The answer of a process of its own.
 
         Raises:
-            EstimatesBusyError: Others have been counting for too long.
             EstimatesUnavailableError: What counts is not installed, cannot see the base, or did not come to an end.
         """
         if find_spec("transformers") is None:
@@ -75,20 +63,6 @@ class TokenCounter:
                 "UNFORGOTTEN_ARTEFACTS_DIR as the workers, on a file system that they share."
             )
             raise EstimatesUnavailableError(what)
-        with self.slot():
-            return self._run(spec)
-
-    @contextmanager
-    def slot(self) -> Iterator[None]:
-        """One of the few places to count in; raises EstimatesBusyError where none becomes free."""
-        if not self._slots.acquire(timeout=self.wait_seconds):
-            raise EstimatesBusyError("Other files are being counted: try again in some seconds.")
-        try:
-            yield
-        finally:
-            self._slots.release()
-
-    def _run(self, spec: CountSpec) -> CountResult:
         try:
             done = subprocess.run(
                 tethered([sys.executable, "-m", "workers.counting"], signal.SIGKILL),

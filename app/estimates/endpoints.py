@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.dependencies import ServicesDep, TenantDep
+from app.estimates.counter import MOST_AT_ONCE
 from app.estimates.schemas import EstimateObject, PreviewObject
 from app.jobs.schemas import JobCreate
 from app.waiting import SlowCalls
@@ -15,8 +16,8 @@ router = APIRouter(prefix="/v1")
 Limit = Annotated[int, Query(ge=1, le=100)]
 Model = Annotated[str, Query(min_length=1, max_length=256)]
 
-# Two processes count at a time (see counter.py): with one of a project, none has both. A count may take a minute.
-_COUNTS = SlowCalls(most=16, most_of_a_project=1, patience_seconds=60.0)
+# With one process of a project at a time, none has all of them. A count may take a minute.
+_COUNTS = SlowCalls(most=MOST_AT_ONCE, most_of_a_project=1, patience_seconds=60.0)
 
 
 @router.post("/fine_tuning/estimate", tags=["Fine-tuning"])

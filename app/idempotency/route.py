@@ -50,16 +50,18 @@ async def _carry_out(handle: Handler, request: Request, services: Services, begu
     token = request_seed.set(begun.seed)
     try:
         response = await handle(request)
+        body = bytes(response.body).decode()
+        await run_in_threadpool(services.idempotency.end, begun, response.status_code, body)
     except (ServiceError, RequestValidationError, HTTPException):
         await run_in_threadpool(services.idempotency.forget, begun)
         raise
     except Exception:
-        # What it was to make may be there all the same: of a commit only the answer can be lost.
+        # What it was to make may be there all the same: of a commit only the answer can be lost, and what was made can
+        # be all that could be written down.
         await run_in_threadpool(services.idempotency.hand_over, begun)
         raise
     finally:
         request_seed.reset(token)
-    await run_in_threadpool(services.idempotency.end, begun, response.status_code, bytes(response.body).decode())
     return response
 
 

@@ -6,7 +6,8 @@ under the same API key is taken for that one, while a first try is always new, h
 
 What holds: a request is not carried out beside itself; once it was answered with success the answer is kept, and what
 it made is found again even if the process died before the answer was kept (see created.py), or the database's answer to
-its commit was lost. A request that was refused is forgotten and can be sent again, with another body too.
+its commit was lost. A request that was refused is forgotten and can be sent again, with another body too; under its key
+only with the same one where an earlier try has ended in a way that nobody knows.
 """
 
 import hashlib

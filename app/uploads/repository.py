@@ -25,6 +25,11 @@ def lock_pending(session: Session, upload_id: str) -> Upload | None:
     return session.scalars(query.with_for_update()).one_or_none()
 
 
+def lock(session: Session, upload_id: str) -> None:
+    """Waits for whoever is adding a part to the upload; nobody else does until the transaction ends."""
+    session.execute(select(Upload.id).where(Upload.id == upload_id).with_for_update())
+
+
 def parts_page(session: Session, upload_id: str, *, after: str | None, limit: int, order: Order) -> Page[UploadPart]:
     """Parts in the order of their arrival."""
     query = select(UploadPart).where(UploadPart.upload_id == upload_id)

@@ -146,11 +146,12 @@ class UploadService:
                 session.flush()
                 return PartObject.from_row(part)
         except BaseException:
-            # Of a commit that was made only the answer may be lost.
-            with self.database.reading() as session:
+            # Of a commit that was made only the answer may be lost; one that is still under way is waited for.
+            with self.database.transaction() as session:
+                repository.lock(session, receiver.upload_id)
                 is_kept = session.get(UploadPart, receiver.id) is not None
             if not is_kept:
-                self.storage.delete(receiver.key)
+                self.storage.discard(receiver.key)
             raise
 
     def complete(self, tenant: Tenant, upload_id: str, request: UploadComplete) -> UploadObject:

@@ -1,5 +1,6 @@
 """Migrations keep what is in the tables."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 
 import migrations
+from app import db as app_db
 from app.contracts.decision import decide
 from app.contracts.protection import Protection
 from app.db import Database
@@ -17,6 +19,8 @@ from app.models import Job
 from app.schema import pending_migration, upgrade
 from tests.app.contracts.reports import benchmark, report
 
+LOCK = 0x756E666F
+"""Of migrations/env.py."""
 ROWS: dict[str, dict[str, object]] = {
     "projects": {"id": "proj_a", "name": "a"},
     "base_models": {
@@ -107,3 +111,21 @@ def test_references_are_still_checked_afterwards(old: Database) -> None:
     upgrade(old.engine)
     with pytest.raises(Exception, match=r"(?i)foreign key"), old.engine.begin() as connection:
         connection.execute(text("DELETE FROM jobs"))
+
+
+def test_whoever_comes_second_waits_until_the_first_has_migrated(
+    old: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if old.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite's transaction locks by itself")
+    monkeypatch.setitem(app_db._TIMEOUTS_MS, "lock_timeout", 50)
+    second = Database(old.engine.url.render_as_string(hide_password=False))
+    with old.engine.begin() as first:
+        first.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+        waiting = threading.Thread(target=upgrade, args=(second.engine,))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+    waiting.join(60.0)
+    assert pending_migration(old.engine) is None
+    second.dispose()

@@ -119,8 +119,9 @@ def _publish(folder: Path, cache_dir: Path, *, source: str, asked: str) -> Fetch
 
 def _check_shards(folder: Path, source: str) -> None:
     """Weights in several files are found by an index of their names. Whoever loads them follows it, so it must not lead
-    out of the folder: to files that the model's hash does not cover, or that are not the model's at all."""
-    for index in folder.glob("*.index.json"):
+    out of the folder: to files that the model's hash does not cover, or that are not the model's at all. (Indexes of
+    pickled weights may lie beside it, and are followed by nobody.)"""
+    for index in folder.glob("*.safetensors.index.json"):
         try:
             names = set(json.loads(index.read_bytes())["weight_map"].values())
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -264,13 +265,16 @@ def _from_hub(rest: str, cache_dir: Path, on_status: OnStatus) -> FetchedModel:
         known = _find_cached(f"hf:{repo}@{pinned}", cache_dir)
         if known:
             return known
-        on_status(f"Downloading {repo} at {pinned[:12]}")
-        with _staging(cache_dir) as staging:
-            snapshot_download(repo, revision=pinned, local_dir=staging / "snapshot", allow_patterns=list(_MODEL_FILES))
-            folder = staging / "model"
-            _copy_model_files(staging / "snapshot", folder)
-            if not any(folder.glob("*.safetensors")):
-                raise SourceError(f"{repo} has no safetensors weights; pickled weights are not loaded.")
-            return _publish(folder, cache_dir, source=f"hf:{repo}@{pinned}", asked=f"hf:{rest}")
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise SourceError(f"{repo}@{revision} could not be had from the hub: {error}") from error
+    on_status(f"Downloading {repo} at {pinned[:12]}")
+    with _staging(cache_dir) as staging:
+        snapshot, folder = staging / "snapshot", staging / "model"
+        try:
+            snapshot_download(repo, revision=pinned, local_dir=snapshot, allow_patterns=list(_MODEL_FILES))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            raise SourceError(f"{repo}@{revision} could not be had from the hub: {error}") from error
+        _copy_model_files(snapshot, folder)
+        if not any(folder.glob("*.safetensors")):
+            raise SourceError(f"{repo} has no safetensors weights; pickled weights are not loaded.")
+        return _publish(folder, cache_dir, source=f"hf:{repo}@{pinned}", asked=f"hf:{rest}")

@@ -1,6 +1,6 @@
 """Preparing a base model: `python -m workers.preparation`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from sqlalchemy import update
@@ -63,8 +63,9 @@ class BaseHandler(WorkHandler):
             )
         return result
 
-    def discard(self, session: Session, stored: object) -> None:
+    def unpublished(self, session: Session, stored: object) -> Collection[str]:
         """Content-addressed: another attempt makes the same folder, so there is nothing to take back."""
+        return ()
 
     def succeed(self, session: Session, stored: BaseResultMessage) -> None:
         self._set(

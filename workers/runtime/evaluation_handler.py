@@ -1,6 +1,7 @@
 """Measuring an adapter by itself: `python -m workers.stages.adapter`."""
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,10 +106,10 @@ class EvaluationHandler(RequestHandler):
         decision = json.loads(path.read_text(encoding="utf-8")).get("gate")
         return _Stored(key, passed=decision is None or decision["passed"])
 
-    def discard(self, session: Session, stored: _Stored) -> None:
-        published = session.scalar(select(Evaluation.report_key).where(Evaluation.id == self.lease.subject_id))
-        if published != stored.key:
-            self._storage.discard(stored.key)
+    def unpublished(self, session: Session, stored: _Stored) -> Collection[str]:
+        query = select(Evaluation.report_key).where(Evaluation.id == self.lease.subject_id)
+        published = session.scalar(query.with_for_update())
+        return () if published == stored.key else (stored.key,)
 
     def succeed(self, session: Session, stored: _Stored) -> None:
         self._move(session, RequestStatus.SUCCEEDED, report_key=stored.key)

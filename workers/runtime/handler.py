@@ -1,7 +1,7 @@
 """What differs between kinds of work: their rows, their spec, their result. Everything else is the supervisor's."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -127,8 +127,10 @@ class WorkHandler(Subject):
     def tidy(self) -> None:
         """Deletes stored files that the rows which `apply` has written no longer name."""
 
-    def drop(self, session: Session) -> None:
-        """Removes what `keep` has put, where `apply` could not write down that it is there."""
+    def unkept(self, session: Session) -> Collection[str]:
+        """Keys of what `keep` has put and no row names: `apply` could not write it down, unless only the answer to its
+        commit was lost. Such a commit may be under way, and is waited for."""
+        return ()
 
     @abstractmethod
     def store(self, folder: Path, result: Result) -> Any:
@@ -142,8 +144,8 @@ class WorkHandler(Subject):
         """
 
     @abstractmethod
-    def discard(self, session: Session, stored: Any) -> None:
-        """Removes what `store` has put, unless it was published after all (the commit's answer was lost)."""
+    def unpublished(self, session: Session, stored: Any) -> Collection[str]:
+        """The same of what `store` has put: everything, unless it was published after all."""
 
     @abstractmethod
     def succeed(self, session: Session, stored: Any) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +126,14 @@ class JobHandler(WorkHandler):
     def apply(self, session: Session, messages: Sequence[Message]) -> None:
         self._stale = job_rows.apply(session, self.lease.subject_id, self._model_name, messages, self._kept)
 
-    def drop(self, session: Session) -> None:
-        keys = [stored.key for stored in self._kept.values()]
-        # The commit's answer may be what was lost.
-        named = set(session.scalars(select(Checkpoint.adapter_key).where(Checkpoint.adapter_key.in_(keys))))
-        for key in keys:
-            if key not in named:
-                self._storage.delete(key)
+    def unkept(self, session: Session) -> Collection[str]:
+        keys = {stored.key for stored in self._kept.values()}
+        session.execute(select(Job.id).where(Job.id == self.lease.subject_id).with_for_update())
+        return keys - set(session.scalars(select(Checkpoint.adapter_key).where(Checkpoint.adapter_key.in_(keys))))
 
     def tidy(self) -> None:
         for key in self._stale:
-            self._storage.delete(key)
+            self._storage.discard(key)
         self._stale = []
 
     def store(self, folder: Path, result: Result) -> StoredJob:
@@ -144,12 +141,10 @@ class JobHandler(WorkHandler):
             raise WorkFailedError(FailureCode.INTERNAL_ERROR, "The job ended with another kind of result.")
         return store_job(self._storage, self.lease, folder, result)
 
-    def discard(self, session: Session, stored: StoredJob) -> None:
-        published = session.scalar(select(Job.adapter_key).where(Job.id == self.lease.subject_id))
-        if published == stored.adapter.key:
-            return
-        for key in stored.keys:
-            self._storage.delete(key)
+    def unpublished(self, session: Session, stored: StoredJob) -> Collection[str]:
+        query = select(Job.adapter_key).where(Job.id == self.lease.subject_id)
+        published = session.scalar(query.with_for_update())
+        return () if published == stored.adapter.key else stored.keys
 
     def succeed(self, session: Session, stored: StoredJob) -> None:
         """Publishes the model, or keeps it back: a model that the gate withheld is stored, and the job has failed."""

@@ -1,5 +1,6 @@
 """A look at an upload that a tenant asked for by itself: `python -m workers.preflight`."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -44,8 +45,9 @@ class PreflightHandler(RequestHandler):
             raise WorkFailedError(FailureCode.INTERNAL_ERROR, "The pre-flight ended with another kind of result.")
         return result.risk
 
-    def discard(self, session: Session, stored: DataRisk) -> None:
+    def unpublished(self, session: Session, stored: DataRisk) -> Collection[str]:
         """It lies in the row alone: there is nothing to take back."""
+        return ()
 
     def succeed(self, session: Session, stored: DataRisk) -> None:
         self._move(session, RequestStatus.SUCCEEDED, risk=stored.model_dump(mode="json"))

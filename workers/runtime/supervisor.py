@@ -10,12 +10,12 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import structlog
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from app.contracts.progress import (
@@ -246,8 +246,7 @@ class _Attempt:
             try:
                 self._write(lambda session: self._handler.apply(session, self._pending))
             except LeaseLostError:
-                with self._runtime.db.transaction() as session:
-                    self._handler.drop(session)
+                self._throw_away(self._handler.unkept)
                 raise
             self._handler.tidy()
         self._pending = []
@@ -278,8 +277,13 @@ class _Attempt:
 
     def _discard(self, end: _End) -> None:
         if isinstance(end, _Succeeded):
-            with self._runtime.db.transaction() as session:
-                self._handler.discard(session, end.stored)
+            self._throw_away(lambda session: self._handler.unpublished(session, end.stored))
+
+    def _throw_away(self, find_keys: Callable[[Session], Collection[str]]) -> None:
+        with self._runtime.db.transaction() as session:
+            keys = find_keys(session)
+        for key in keys:
+            self._runtime.storage.discard(key)
 
     def _write_end(self, session: Session, end: _End) -> WorkState | None:
         """Rows of the end, subject and work in one transaction.
@@ -356,7 +360,10 @@ class _Attempt:
                 with self._runtime.db.transaction() as session:
                     prove(session, self._lease, lease_seconds=self._settings.lease_seconds)
                     return write(session)
-            except OperationalError as error:
+            except DBAPIError as error:
+                # What ends a connection is not always told as operational: for example that it said nothing for long.
+                if not (isinstance(error, OperationalError) or error.connection_invalidated):
+                    raise
                 if self._heartbeat.is_lost:
                     raise LeaseLostError("The database was away for longer than the lease lasts.") from error
                 self._log.warning("database is away", error=str(error))

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import text
 from typer.testing import CliRunner
 
+from app.audit import commands
 from app.cli import cli
 from app.db import Database
 
@@ -73,9 +74,21 @@ def test_list_shows_the_newest_first(run: CliRunner) -> None:
     assert "api_key.created" not in run.invoke(cli, ["audit", "list", "--project", "proj_none"]).stdout
 
 
+def exported(run: CliRunner) -> list[dict[str, object]]:
+    return [json.loads(line) for line in run.invoke(cli, ["audit", "export"]).stdout.splitlines()]
+
+
+def test_export_takes_some_at_a_time(run: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_EXPORTED_AT_ONCE", 2)
+    for name in ("a", "b"):
+        run.invoke(cli, ["keys", "create", "--project", name])
+    run.invoke(cli, ["keys", "create", "--project", "a"])
+    assert [line["seq"] for line in exported(run)] == [1, 2, 3, 4, 5]
+
+
 def test_export_writes_every_column_the_oldest_entry_first(run: CliRunner) -> None:
     run.invoke(cli, ["keys", "create", "--project", "acme", "--name", "ci"])
-    lines = [json.loads(line) for line in run.invoke(cli, ["audit", "export"]).stdout.splitlines()]
+    lines = exported(run)
     assert [line["action"] for line in lines] == ["project.created", "api_key.created"]
     assert lines[1]["previous_hash"] == lines[0]["hash"]
     assert lines[1]["data"] == {"name": "ci", "is_admin": False}

@@ -13,7 +13,7 @@ from app.contracts.chat import ChatRow
 from app.contracts.counting import CountResult, CountSpec, TokenCounts
 from app.contracts.states import JobStatus
 from app.db import Database, db_now
-from app.estimates.counter import EstimatesBusyError, EstimatesUnavailableError, TokenCounter
+from app.estimates.counter import EstimatesUnavailableError, TokenCounter
 from app.estimates.service import EstimateService, Price
 from app.main import create_app
 from app.models import BaseModelRow, Job, Project
@@ -398,9 +398,3 @@ class TestCounter:
         with pytest.raises(EstimatesUnavailableError, match="the service's log says why") as caught:
             TokenCounter(60.0).count(spec)
         assert str(tmp_path) not in str(caught.value)
-
-    def test_counts_so_many_at_a_time(self, text_parts: Any, tmp_path: Any) -> None:
-        counter = TokenCounter(60.0, wait_seconds=0.01)
-        spec = CountSpec(model_dir=text_parts, file=tmp_path / "none", max_row_tokens=9)
-        with counter.slot(), counter.slot(), pytest.raises(EstimatesBusyError):
-            counter.count(spec)

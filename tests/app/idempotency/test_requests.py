@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
+from sqlalchemy.exc import OperationalError
 
 from app.contracts.states import FailureCode
 from app.db import Database, db_now
@@ -206,6 +207,21 @@ def test_what_was_made_is_found_though_the_answer_to_its_commit_was_lost(
     assert again.status_code == 200, again.text
     assert count(database, Job) == 1
     assert create(client, file_id, KEY).json() == again.json()
+
+
+def test_an_answer_that_could_not_be_kept_is_given_to_the_next_try(
+    client: TestClient, base: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OperationalError("UPDATE", {}, Exception("the database is away"))
+
+    file_id = uploaded(client)
+    with monkeypatch.context() as patched:
+        patched.setattr(IdempotencyService, "end", fail)
+        assert create(client, file_id, KEY).status_code == 500
+    again = create(client, file_id, KEY)
+    assert again.status_code == 200, again.text
+    assert count(database, Job) == 1
 
 
 class TestOneThatOnlySeemedDead:

@@ -76,6 +76,9 @@ class TestIndexOfWeights:
         return model_dir
 
     def test_is_part_of_the_model(self, sharded: Path, tmp_path: Path) -> None:
+        # Repositories have pickled weights beside, with an index of their own; neither is anything to us.
+        other = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model-00001-of-00001.bin"}}
+        (sharded / "pytorch_model.bin.index.json").write_text(json.dumps(other))
         fetched = fetch_quietly(f"path:{sharded}", tmp_path / "cache")
         assert load(fetched.directory).model is not None
 
