@@ -41,12 +41,15 @@ _MEANINGS = {
     416: "The range begins after the end.",
     429: "Too much at once: Retry-After says when to ask again.",
     500: "The service failed; its log has the reason under the x-request-id.",
+    501: "Tokens cannot be counted here, or not those of this file: asking again would not help.",
     503: "A part that the service needs cannot be reached: ask again.",
 }
 _ALWAYS = (400, 401, 403, 404, 413, 415, 429, 500, 503)
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _OBJECT_PATHS = ("/v1/files/{file_id}/content", "/v1/fine_tuning/jobs/{job_id}/adapter")
 """Where stored objects are sent as they are (see downloads.py)."""
+_COUNTING_PATHS = ("/v1/fine_tuning/estimate", "/v1/files/{file_id}/preview")
+"""Where a file's tokens are counted (see estimates/counter.py)."""
 _PURPOSE = {"type": "string", "enum": ["fine-tune", "adapter"]}
 
 
@@ -134,3 +137,5 @@ def _further_errors(operation: _Operation) -> Iterator[int]:
         yield 416
     if operation.path.endswith("/report"):
         yield 406
+    if operation.path in _COUNTING_PATHS:
+        yield 501

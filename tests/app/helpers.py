@@ -44,6 +44,8 @@ def add_base(
                 recipe=(recipe or PrepareRecipe(align=False)).model_dump(mode="json"),
                 training_defaults=TrainingDefaults(**defaults).model_dump(mode="json"),
                 status=status,
+                # Nothing lies there, but a base that is ready has been prepared.
+                prepared_hash=f"{base_id}-hash" if status == BaseStatus.READY else None,
             )
         )
 

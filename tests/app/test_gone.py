@@ -5,25 +5,12 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import update
 
 from app.auth.schemas import Tenant
-from app.contracts.states import BaseStatus
-from app.db import Database
 from app.files.schemas import FileObject
 from app.files.service import FileService
-from app.models import BaseModelRow
 from app.storage import ObjectStorage
-from tests.app.helpers import BASE, add_base, upload, uploaded
-
-
-@pytest.fixture
-def base(database: Database) -> str:
-    """A base that jobs can be made on, though nothing of it is in this place."""
-    add_base(database, BASE, BaseStatus.READY)
-    with database.transaction() as session:
-        session.execute(update(BaseModelRow).values(prepared_hash="hash"))
-    return BASE
+from tests.app.helpers import BASE, upload, uploaded
 
 
 @pytest.fixture

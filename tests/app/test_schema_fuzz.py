@@ -30,8 +30,10 @@ from sqlalchemy import select
 
 from app import main
 from app.auth.service import AuthService
+from app.contracts.counting import CountResult, PreviewRow, TokenCounts, TokenSpan
 from app.contracts.states import BaseStatus
 from app.db import Database, Row, db_now
+from app.estimates.counter import TokenCounter
 from app.main import create_app
 from app.models import ApiKey, AuditEntry, WorkerBeat
 from app.settings import Settings
@@ -66,6 +68,24 @@ FUZZING = settings(
 )
 
 
+COUNTED = CountResult(
+    counts=TokenCounts(
+        num_rows=10, num_tokens=200, num_trained_tokens=50, num_cut_rows=0, longest_row_tokens=20, row_limit=2048
+    ),
+    previews=(
+        PreviewRow(
+            line=1,
+            answer=None,
+            num_tokens=20,
+            num_trained_tokens=5,
+            is_cut=False,
+            spans=(TokenSpan(text="Four", num_tokens=5, is_trained=True),),
+            problem=None,
+        ),
+    ),
+)
+
+
 @pytest.fixture(scope="module")
 def document() -> dict[str, Any]:
     """The OpenAPI document: made once, as it is the same for every test."""
@@ -90,7 +110,15 @@ def tally(request: pytest.FixtureRequest) -> Iterator[Counter[int]]:
 
 
 @pytest.fixture
-def api(settings: Settings, database: Database, storage: ObjectStorage, document: dict[str, Any]) -> FastAPI:
+def api(
+    settings: Settings,
+    database: Database,
+    storage: ObjectStorage,
+    document: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> FastAPI:
+    # What counts tokens needs a prepared base, and a process for each answer.
+    monkeypatch.setattr(TokenCounter, "count", lambda *_: COUNTED)
     # A cancellation that waits would take most of the time.
     api = create_app(
         settings, database=database, storage=storage, publisher=RecordingPublisher(), cancel_wait_seconds=0.0
