@@ -346,9 +346,13 @@ class TestRepeatedRows:
         noted = RepeatedRows()
         noted.note_plain([_row(number) for number in numbers], first_line)
         expected = _lines_again(numbers, first_line)
-        assert noted.repeated(most_lines=most_lines) == (len(expected), expected[:most_lines])
+        for at_once in (40, 1000):
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(repeated_rows, "_ROWS_AT_ONCE", at_once)
+                assert noted.repeated(most_lines=most_lines) == (len(expected), expected[:most_lines])
 
-    def test_the_search_takes_little_memory_however_often_rows_repeat(self) -> None:
+    def test_the_search_takes_little_memory_however_often_rows_repeat(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(repeated_rows, "_ROWS_AT_ONCE", 2000)
         for num_distinct in (1, 15_000, 60_000):
             noted = RepeatedRows()
             noted.note_plain([_row(number % num_distinct) for number in range(60_000)], 1)
