@@ -9,11 +9,11 @@ from sqlalchemy.orm import Session
 from app.audit.log import SERVICE, record
 from app.contracts.bases import PrepareRecipe
 from app.contracts.progress import BaseResultMessage, BaseStatusMessage, FailureMessage, Message
-from app.contracts.specs import SPEC_FILE, PrepareSpec
+from app.contracts.specs import PrepareSpec
 from app.contracts.states import BaseStatus, FailureCode, WorkState
 from app.db import db_now
 from app.models import BaseModelRow
-from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler
+from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler, put_spec
 
 
 class BaseHandler(WorkHandler):
@@ -41,7 +41,7 @@ class BaseHandler(WorkHandler):
 
     def write_spec(self, folder: Path) -> None:
         self._spec.bases_dir.mkdir(parents=True, exist_ok=True)
-        (folder / SPEC_FILE).write_text(self._spec.model_dump_json(), encoding="utf-8")
+        put_spec(folder, self._spec)
 
     def stop_requested(self, session: Session, *, is_last_look: bool = False) -> StopRequest | None:
         # Nobody can ask: a base is prepared or fails.

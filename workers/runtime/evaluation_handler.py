@@ -12,12 +12,12 @@ from app.contracts.evaluation import Provenance
 from app.contracts.gate import GatePolicy
 from app.contracts.plan import TrainingPlan
 from app.contracts.progress import EvaluationResultMessage
-from app.contracts.specs import SPEC_FILE, EvaluationSpec
+from app.contracts.specs import EvaluationSpec
 from app.contracts.states import FailureCode, RequestStatus
 from app.db import db_now
 from app.models import Checkpoint, Evaluation, FineTunedModel, Job
 from app.storage import ObjectNotFoundError
-from workers.runtime.handler import Result, WorkFailedError
+from workers.runtime.handler import Result, WorkFailedError, put_spec
 from workers.runtime.inputs import Input, fetch, find_base, find_upload
 from workers.runtime.request_handler import RequestHandler
 
@@ -88,7 +88,7 @@ class EvaluationHandler(RequestHandler):
             gate=GatePolicy.model_validate(row.gate),
             **({} if trained is None else {"max_row_tokens": trained.max_row_tokens}),
         )
-        (folder / SPEC_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
+        put_spec(folder, spec)
 
     def store(self, folder: Path, result: Result) -> _Stored:
         if not isinstance(result, EvaluationResultMessage):

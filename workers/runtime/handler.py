@@ -15,7 +15,9 @@ from app.contracts.progress import (
     Message,
     PreflightResultMessage,
 )
+from app.contracts.specs import SPEC_FILE
 from app.contracts.states import FailureCode, WorkState
+from app.contracts.value import Value
 from app.settings import Settings
 from app.storage import ObjectStorage
 from workers.runtime.lease import Lease
@@ -74,6 +76,13 @@ class Subject(ABC):
         Returns:
             The state in which the work ends.
         """
+
+
+def put_spec(folder: Path, spec: Value) -> None:
+    """Writes the child's spec.json, whole or not at all: it says what everything else in the folder was made on."""
+    aside = folder / f".{SPEC_FILE}"
+    aside.write_text(spec.model_dump_json(), encoding="utf-8")
+    aside.replace(folder / SPEC_FILE)
 
 
 class WorkHandler(Subject):

@@ -24,7 +24,7 @@ from app.settings import Settings
 from app.storage import ObjectStorage
 from workers.runtime import job_rows
 from workers.runtime.checkpoint_rows import release_checkpoints
-from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler
+from workers.runtime.handler import Result, StopRequest, WorkFailedError, WorkHandler, put_spec
 from workers.runtime.inputs import Input, fetch, find_base, find_upload
 from workers.runtime.job_results import STEP_METRICS_NAME, StoredFile, StoredJob, store_checkpoint, store_job
 from workers.runtime.lease import Lease
@@ -101,10 +101,7 @@ class JobHandler(WorkHandler):
             micro_batch_divisor=self._job.micro_batch_divisor,
             finished_stages=self._job.stages,
         )
-        # Whole or not at all: it says what everything else in the folder was made on.
-        aside = folder / f".{SPEC_FILE}"
-        aside.write_text(spec.model_dump_json(), encoding="utf-8")
-        aside.replace(folder / SPEC_FILE)
+        put_spec(folder, spec)
 
     def stop_requested(self, session: Session, *, is_last_look: bool = False) -> StopRequest | None:
         query = select(Job.stop_requested).where(Job.id == self.lease.subject_id)

@@ -7,10 +7,10 @@ from sqlalchemy.orm import Session
 
 from app.contracts.progress import PreflightResultMessage
 from app.contracts.risk import DataRisk
-from app.contracts.specs import SPEC_FILE, PreflightSpec
+from app.contracts.specs import PreflightSpec
 from app.contracts.states import FailureCode, RequestStatus
 from app.models import Preflight
-from workers.runtime.handler import Result, WorkFailedError
+from workers.runtime.handler import Result, WorkFailedError, put_spec
 from workers.runtime.inputs import Input, fetch, find_base, find_upload
 from workers.runtime.request_handler import RequestHandler
 
@@ -38,7 +38,7 @@ class PreflightHandler(RequestHandler):
             training_file=fetch(self._storage, self._training, folder),
             training_file_sha256=self._training.sha256,
         )
-        (folder / SPEC_FILE).write_text(spec.model_dump_json(), encoding="utf-8")
+        put_spec(folder, spec)
 
     def store(self, folder: Path, result: Result) -> DataRisk:
         if not isinstance(result, PreflightResultMessage):

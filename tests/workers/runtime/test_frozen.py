@@ -18,6 +18,7 @@ from app.contracts.states import JobStatus, WorkState
 from app.db import Database
 from app.models import Work
 from app.queue import PublishError
+from tests.workers.runtime.attempting import NEVER
 from workers.runtime.bell import BrokerBell
 from workers.runtime.housekeeping import Housekeeper
 from workers.runtime.lease import claim
@@ -25,7 +26,6 @@ from workers.runtime.process_group import marked
 from workers.runtime.supervisor import Runtime, _Attempt, run_work
 
 Eventually = Callable[[Callable[[], object]], None]
-NEVER = threading.Event()
 TIMEOUT = 30.0
 
 
