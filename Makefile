@@ -36,7 +36,7 @@ chaos: $(VENV)/.dev ## kill parts of the service at random while jobs run, and c
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 fuzz: $(VENV)/.dev ## several hundred made-up requests to each operation of the API, other ones each time (minutes)
-	UNFORGOTTEN_FUZZ_EXAMPLES=200 $(BIN)/python -m pytest --timeout 3600 tests/app/test_schema_fuzz.py $(ARGS)
+	UNFORGOTTEN_FUZZ_EXAMPLES=300 $(BIN)/python -m pytest --timeout 3600 tests/app/test_schema_fuzz.py $(ARGS)
 
 $(VENV)/.audit: $(VENV)/.run
 	$(PYTHON) -m venv $(VENV)/audit

@@ -6,7 +6,7 @@ operation, other ones each time.
 """
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,15 +100,16 @@ def document() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def tally(request: pytest.FixtureRequest) -> Iterator[Counter[int]]:
-    """Answers by their status; the long form tells them at its end."""
-    statuses: Counter[int] = Counter()
-    yield statuses
-    if LONG in os.environ:
-        shown = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
-        reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-        assert reporter is not None
-        reporter.write_line(f"\n{statuses.total()} answers: {shown}")
+def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Counter[int]]]:
+    """Operation -> answers by their status; the long form tells them at its end, on both databases together."""
+    tally: dict[str, Counter[int]] = defaultdict(Counter)
+    yield tally
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+    if LONG in os.environ and capture is not None:
+        with capture.global_and_fixture_disabled():
+            for operation, statuses in [*tally.items(), ("all", sum(tally.values(), Counter()))]:
+                shown = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
+                print(f"\n{operation}: {statuses.total()} answers, {shown}", end="")  # noqa: T201
 
 
 @pytest.fixture
@@ -175,7 +176,11 @@ def schema(api: FastAPI) -> OpenApiSchema:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_every_answer_to_one_request_is_as_documented(
-    operation: str, schema: OpenApiSchema, headers: dict[str, str], known: dict[str, str], tally: Counter[int]
+    operation: str,
+    schema: OpenApiSchema,
+    headers: dict[str, str],
+    known: dict[str, str],
+    tally: dict[str, Counter[int]],
 ) -> None:
     method, path = operation.split(" ")
     found = schema[path][method]
@@ -195,12 +200,12 @@ def test_every_answer_to_one_request_is_as_documented(
         statuses[case.call_and_validate(headers=headers, checks=CHECKS, timeout=PATIENCE_SECONDS).status_code] += 1
 
     send()
-    tally.update(statuses)
+    tally[operation].update(statuses)
     assert statuses.keys() != {401}
 
 
 def test_every_answer_in_a_sequence_of_requests_is_as_documented(
-    schema: OpenApiSchema, database: Database, tally: Counter[int]
+    schema: OpenApiSchema, database: Database, tally: dict[str, Counter[int]]
 ) -> None:
     # A sequence could revoke the key that it uses.
     rest = schema.exclude(method="DELETE", path_regex="api_keys")
@@ -223,7 +228,7 @@ def test_every_answer_in_a_sequence_of_requests_is_as_documented(
             case.validate_response(response, checks=CHECKS)
 
     run_state_machine_as_test(Sequence, settings=settings(FUZZING, max_examples=NUM_SEQUENCES))
-    tally.update(statuses)
+    tally["sequences"].update(statuses)
     assert statuses[200] > 0
 
 

@@ -3,7 +3,8 @@
 import json
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -29,13 +30,15 @@ LENIENT_GATE = {
 
 
 def quick_environment() -> dict[str, str]:
-    """Nobody's settings, and short waits."""
+    """Nobody's settings, short waits, and webhooks that may lead to this machine."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("UNFORGOTTEN_")}
     return environment | {
         "UNFORGOTTEN_HEARTBEAT_SECONDS": "0.5",
         "UNFORGOTTEN_SWEEP_SECONDS": "2",
         "UNFORGOTTEN_WORKER_THREADS": "1",
+        "UNFORGOTTEN_RETRY_SECONDS": "0.5",
         "UNFORGOTTEN_GATE": json.dumps(LENIENT_GATE),
+        "UNFORGOTTEN_WEBHOOKS": json.dumps({"allowed_hosts": ["127.0.0.1"]}),
     }
 
 
@@ -46,20 +49,33 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def services(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Service]]:
+    """The service on a back end, started when it is first asked for and stopped when the session ends.
+
+    A fixture with parameters would be stopped and started anew at each change between the back ends, file by file.
+    """
+    started: dict[str, Service] = {}
+    with ExitStack() as stack:
+
+        def service_on(back_end: str) -> Service:
+            if back_end not in started:
+                environment = quick_environment()
+                if back_end == "postgresql-redis":
+                    environment["UNFORGOTTEN_DATABASE_URL"] = stack.enter_context(_postgres_database())
+                    environment["UNFORGOTTEN_BROKER_URL"] = stack.enter_context(_empty_redis())
+                data_dir, source = tmp_path_factory.mktemp("data"), f"path:{tiny_base}"
+                started[back_end] = stack.enter_context(
+                    running(environment, data_dir, BASE, source=source, prepare=FEW_PROMPTS)
+                )
+            return started[back_end]
+
+        yield service_on
+
+
 @pytest.fixture(scope="session", params=["sqlite-embedded", "postgresql-redis"])
-def service(
-    request: pytest.FixtureRequest, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Service]:
-    environment = quick_environment()
-    data_dir, source = tmp_path_factory.mktemp("data"), f"path:{tiny_base}"
-    if request.param == "sqlite-embedded":
-        with running(environment, data_dir, BASE, source=source, prepare=FEW_PROMPTS) as service:
-            yield service
-        return
-    with _postgres_database() as url, _empty_redis() as broker:
-        environment |= {"UNFORGOTTEN_DATABASE_URL": url, "UNFORGOTTEN_BROKER_URL": broker}
-        with running(environment, data_dir, BASE, source=source, prepare=FEW_PROMPTS) as service:
-            yield service
+def service(request: pytest.FixtureRequest, services: Callable[[str], Service]) -> Service:
+    return services(request.param)
 
 
 class _postgres_database:  # noqa: N801  (a context manager, used like a function)

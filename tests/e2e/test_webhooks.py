@@ -1,37 +1,26 @@
 """A job's end is told, by the whole service, to somebody who listens; `unwrap` of the `openai` package believes it."""
 
-import json
 import time
+import uuid
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from tests.e2e.conftest import BASE, FEW_PROMPTS, quick_environment
-from tests.e2e.service import Service, running, wait_for
+from tests.e2e.conftest import BASE
+from tests.e2e.service import Service, wait_for
 from tests.e2e.test_openai_client import rows
 from tests.receiver import Receiver, receiving
 
 SECONDS = 30.0
 
 
-@pytest.fixture(scope="module")
-def service(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """On the embedded parts, allowed to send to this machine and quick to try again."""
-    environment = quick_environment() | {
-        "UNFORGOTTEN_WEBHOOKS": json.dumps({"allowed_hosts": ["127.0.0.1"]}),
-        "UNFORGOTTEN_RETRY_SECONDS": "0.5",
-    }
-    data_dir = tmp_path_factory.mktemp("data")
-    with running(environment, data_dir, BASE, source=f"path:{tiny_base}", prepare=FEW_PROMPTS) as service:
-        yield service
-
-
 @pytest.fixture
 def client(service: Service) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=service.new_key("acme")) as client:
+    """Of a project of its own: other jobs would be told about too."""
+    key = service.new_key(f"hooked-{uuid.uuid4().hex[:8]}")
+    with openai.OpenAI(base_url=f"{service.url}/v1", api_key=key) as client:
         yield client
 
 
