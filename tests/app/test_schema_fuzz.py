@@ -31,14 +31,26 @@ from sqlalchemy import select
 from app import main
 from app.auth.service import AuthService
 from app.contracts.counting import CountResult, PreviewRow, TokenCounts, TokenSpan
+from app.contracts.gate import GatePolicy
 from app.contracts.states import BaseStatus
+from app.contracts.webhooks import WebhookPolicy
 from app.db import Database, Row, db_now
 from app.estimates.counter import TokenCounter
 from app.main import create_app
-from app.models import ApiKey, AuditEntry, WorkerBeat
+from app.models import ApiKey, AuditEntry, Evaluation, WorkerBeat
 from app.settings import Settings
-from app.storage import ObjectStorage
-from tests.app.helpers import BASE, RecordingPublisher, add_base, created_job, webhook_endpoint
+from app.storage import ObjectStorage, job_key
+from tests.app.finished import STEPS, finish
+from tests.app.helpers import (
+    BASE,
+    RecordingPublisher,
+    add_base,
+    chat_file,
+    created_job,
+    uploaded,
+    webhook_endpoint,
+)
+from tests.app.rendering.sample import full_report
 
 LONG = "UNFORGOTTEN_FUZZ_EXAMPLES"
 NUM_EXAMPLES = int(os.environ.get(LONG, "8"))
@@ -47,6 +59,7 @@ PATIENCE_SECONDS = 120.0
 STREAMED_EVENTS = 1
 """As many of a stream are looked at: one of a job that waits has a few, and no end."""
 NUM_SEQUENCES = max(10, NUM_EXAMPLES // 2)
+Choices = tuple[Any, ...]
 CHECKS = [
     not_a_server_error,
     status_code_conformance,
@@ -122,6 +135,8 @@ def api(
 ) -> FastAPI:
     # What counts tokens needs a prepared base, and a process for each answer.
     monkeypatch.setattr(TokenCounter, "count", lambda *_: COUNTED)
+    # Where nobody listens.
+    settings = settings.model_copy(update={"webhooks": WebhookPolicy(allowed_hosts=("127.0.0.1",))})
     # A cancellation that waits would take most of the time.
     api = create_app(
         settings, database=database, storage=storage, publisher=RecordingPublisher(), cancel_wait_seconds=0.0
@@ -138,33 +153,58 @@ def headers(database: Database) -> dict[str, str]:
 
 
 @pytest.fixture
-def known(api: FastAPI, database: Database, headers: dict[str, str]) -> dict[str, str]:
-    """Ids of things that are there. A worker is there too: without one the service is not ready, and says 503."""
+def known(api: FastAPI, database: Database, storage: ObjectStorage, headers: dict[str, str]) -> dict[str, Choices]:
+    """Things that are there, by the name that a path or a body has for them: of each kind one that waits, and one
+    that has ended. A worker is there too: without one the service is not ready, and says 503."""
     with database.transaction() as session:
         session.add(WorkerBeat(id="worker-1", seen_at=db_now()))
     add_base(database, BASE, BaseStatus.READY)
     client = TestClient(api, headers=headers)
-    job = created_job(client)
-    file_id = job["training_file"]
-    body = {"model": BASE, "training_file": file_id}
-    new_upload = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": 9, "mime_type": "application/jsonl"}
+    waiting = created_job(client)
+    ended = finish(client, database, storage)
+    report_key = job_key(ended.job_id, "t", "report.json")
+    storage.put(report_key, full_report().model_dump_json().encode())
+    checkpoint = ended.checkpoint(STEPS[-1])
     AuthService(database).create_key("umbrella")
     with database.reading() as session:
         key = session.scalars(select(ApiKey).where(ApiKey.is_admin.is_(False))).one()
         own = session.scalars(select(ApiKey.project_id).where(ApiKey.is_admin.is_(True))).one()
     with database.transaction() as session:
         session.add(webhook_endpoint("wh_1", own))
+        done = {"status": "succeeded", "gate": GatePolicy().model_dump(mode="json"), "report_key": report_key}
+        session.add(Evaluation(id="evaluation-1", project_id=own, base_id=BASE, job_id=ended.job_id, **done))
+    share = {"project_ids": [key.project_id]}
+    sharing = client.post(f"/v1/fine_tuning/checkpoints/{checkpoint}/permissions", json=share)
+    body = {"model": BASE, "training_file": waiting["training_file"]}
+    content = chat_file()
+    upload = {"filename": "a.jsonl", "purpose": "fine-tune", "bytes": len(content), "mime_type": "application/jsonl"}
+    upload_id, other_id = (client.post("/v1/uploads", json=upload).json()["id"] for _ in range(2))
+    part = client.post(f"/v1/uploads/{upload_id}/parts", files={"data": content}).json()["id"]
     return {
-        "job_id": job["id"],
-        "file_id": file_id,
-        "model_id": BASE,
-        "upload_id": client.post("/v1/uploads", json=new_upload).json()["id"],
-        "preflight_id": client.post("/v1/safety/preflight", json=body).json()["id"],
-        "endpoint_id": "wh_1",
-        "project_id": key.project_id,
-        "api_key_id": key.id,
-        "training_file": file_id,
-        "model": BASE,
+        "job_id": (waiting["id"], ended.job_id),
+        "file_id": (waiting["training_file"], uploaded(client)),
+        "model_id": (BASE, ended.model),
+        "name": (checkpoint, ended.checkpoint(STEPS[0])),
+        "permission_id": (sharing.json()["data"][0]["id"],),
+        "upload_id": (upload_id, other_id),
+        "preflight_id": (client.post("/v1/safety/preflight", json=body).json()["id"],),
+        "evaluation_id": ("evaluation-1",),
+        "endpoint_id": ("wh_1",),
+        "project_id": (key.project_id,),
+        "api_key_id": (key.id,),
+        "training_file": (waiting["training_file"],),
+        "model": (BASE, ended.model),
+        "fine_tuning_job": (ended.job_id,),
+        "project_ids": ([key.project_id],),
+        "purpose": ("fine-tune", "adapter"),
+        "mime_type": ("application/jsonl", "application/gzip"),
+        "bytes": (len(content),),
+        "file": (content,),
+        "data": (content,),
+        "part_ids": ([part],),
+        "url": ("https://127.0.0.1/",),
+        "event_type": ("fine_tuning.job.succeeded",),
+        "event_types": (["fine_tuning.job.failed"],),
     }
 
 
@@ -179,7 +219,7 @@ def test_every_answer_to_one_request_is_as_documented(
     operation: str,
     schema: OpenApiSchema,
     headers: dict[str, str],
-    known: dict[str, str],
+    known: dict[str, Choices],
     tally: dict[str, Counter[int]],
 ) -> None:
     method, path = operation.split(" ")
@@ -193,10 +233,11 @@ def test_every_answer_to_one_request_is_as_documented(
             found.as_strategy(generation_mode=GenerationMode.NEGATIVE),
         ),
         uses_known=strategies.booleans(),
+        which=strategies.integers(0, 1),
     )
-    def send(case: Case[Any], uses_known: bool) -> None:
+    def send(case: Case[Any], uses_known: bool, which: int) -> None:
         if uses_known:
-            _use(known, case)
+            _use(known, case, which)
         statuses[case.call_and_validate(headers=headers, checks=CHECKS, timeout=PATIENCE_SECONDS).status_code] += 1
 
     send()
@@ -240,10 +281,11 @@ def _empty(database: Database) -> None:
                 session.execute(table.delete())
 
 
-def _use(known: dict[str, str], case: Case[Any]) -> None:
+def _use(known: dict[str, Choices], case: Case[Any], which: int) -> None:
     # A key that schemathesis has made up would be all that is looked at.
     for name in [name for name in case.headers or {} if name.lower() == "authorization"]:
         del case.headers[name]
-    case.path_parameters.update({name: known[name] for name in case.path_parameters if name in known})
-    if isinstance(case.body, dict):
-        case.body.update({name: known[name] for name in ("model", "training_file") if name in case.body})
+    chosen = {name: choices[which % len(choices)] for name, choices in known.items()}
+    for parameters in (case.path_parameters, case.body):
+        if isinstance(parameters, dict):
+            parameters.update({name: chosen[name] for name in parameters if name in chosen})
