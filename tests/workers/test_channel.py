@@ -18,7 +18,7 @@ from workers.channel import MAX_MESSAGE_CHARACTERS, SUPERVISOR_GONE, StopAsked, 
 from workers.evaluation.errors import EvaluationFailed, JudgeUnreachable
 from workers.finetuning.errors import (
     ArtefactMissing,
-    CheckpointDamaged,
+    CheckpointMismatch,
     DatasetRefused,
     DiskTooFull,
     TrainingDiverged,
@@ -113,7 +113,7 @@ class TestFailure:
             (ArtefactMissing("x"), FailureCode.ARTEFACT_MISSING, None, False),
             (TrainingDiverged("x"), FailureCode.TRAINING_DIVERGED, "hyperparameters", False),
             (EvaluationFailed("x"), FailureCode.EVALUATION_FAILED, None, False),
-            (CheckpointDamaged("x"), FailureCode.INTERNAL_ERROR, None, False),
+            (CheckpointMismatch("x"), FailureCode.INTERNAL_ERROR, None, False),
             (SourceError("x"), FailureCode.INTERNAL_ERROR, None, False),
             (MemoryError(), FailureCode.OUT_OF_MEMORY, None, True),
             (
@@ -157,7 +157,7 @@ class TestFailure:
         assert "secret" not in failure_of(error).message
 
     @pytest.mark.parametrize(
-        "kind", [DatasetRefused, ValidationRefused, ArtefactMissing, CheckpointDamaged, SourceError]
+        "kind", [DatasetRefused, ValidationRefused, ArtefactMissing, CheckpointMismatch, SourceError]
     )
     def test_errors_travel_between_processes(self, kind: Callable[[str], Exception]) -> None:
         copy = pickle.loads(pickle.dumps(kind("Row 3: x")))

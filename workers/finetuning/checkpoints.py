@@ -65,21 +65,24 @@ def save_checkpoint(directory: Path, state: TrainingState) -> Path:
     return target
 
 
-def load_latest(directory: Path) -> TrainingState | None:
-    """The newest intact checkpoint, or None. A damaged one is passed over for the one before it.
+class Latest(NamedTuple):
+    """What a folder holds to go on from."""
 
-    Raises:
-        CheckpointDamaged: There are checkpoints, and none of them is intact.
-    """
-    found = _complete(directory) if directory.is_dir() else []
-    for path in reversed(found):
+    state: TrainingState | None
+    """None: nothing; the run is to begin at its first step, which gives the same adapter later."""
+    damaged: list[str]
+    """Names of newer checkpoints, which are not intact, the newest first."""
+
+
+def load_latest(directory: Path) -> Latest:
+    """The newest intact checkpoint. A damaged one is passed over for the one before it."""
+    damaged: list[str] = []
+    for path in reversed(_complete(directory) if directory.is_dir() else []):
         try:
-            return load_checkpoint(path)
+            return Latest(load_checkpoint(path), damaged)
         except CheckpointDamaged:
-            continue
-    if found:
-        raise CheckpointDamaged(f"None of the {len(found)} checkpoints is intact; start the run anew.")
-    return None
+            damaged.append(path.name)
+    return Latest(None, damaged)
 
 
 def load_checkpoint(path: Path) -> TrainingState:

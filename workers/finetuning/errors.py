@@ -17,6 +17,10 @@ class CheckpointDamaged(FinetuningError, ValueError):
     """A checkpoint does not hold what its manifest says."""
 
 
+class CheckpointMismatch(FinetuningError, ValueError):
+    """A checkpoint is that of another run."""
+
+
 class DiskTooFull(FinetuningError, RuntimeError):
     """The disk does not hold what a run will write; the message has the numbers."""
 

@@ -23,7 +23,7 @@ from workers.finetuning.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from workers.finetuning.errors import CheckpointDamaged, TrainingDiverged
+from workers.finetuning.errors import CheckpointMismatch, TrainingDiverged
 from workers.finetuning.method import Method
 from workers.finetuning.objective import CORRECT, LOSS, Objective, SupervisedAnswers
 from workers.finetuning.rows import (
@@ -71,6 +71,10 @@ class RunControl:
     def on_rows_read(self, done: int, total: int) -> None:
         """While rows of the upload, or of its validation, go through the model before the first step (where one
         process trains). There is nothing new to keep yet: what it raises ends the run."""
+
+    def on_damaged(self, checkpoints: Sequence[str], next_step: int) -> None:
+        """Before the first step, when these checkpoints, the newest ones, are not what was written: the run goes on
+        after `next_step` steps, as an earlier one has them, or begins anew with 0, and its result is the same."""
 
     def on_step(self, metrics: StepMetrics) -> None:
         """After each optimizer step."""
@@ -265,11 +269,13 @@ class TrainingLoop:
         return self._seconds_before + time.monotonic() - self._started
 
     def _restore(self) -> int:
-        state = load_latest(self.checkpoint_dir)
+        state, damaged = load_latest(self.checkpoint_dir)
+        if damaged:
+            self.control.on_damaged(damaged, state.next_step if state else 0)
         if state is None:
             return 0
         if state.facts["run_key"] != self.run_key:
-            raise CheckpointDamaged(
+            raise CheckpointMismatch(
                 "The checkpoint belongs to a run with another base, data set or plan: choose another output folder."
             )
         with torch.no_grad():

@@ -98,7 +98,7 @@ def finetune(
             than the plan's objective.
         ArtefactMissing: The method needs something that was not prepared.
         TrainingDiverged: A loss or gradient is not a number.
-        CheckpointDamaged: The checkpoints in `out_dir` cannot be continued from.
+        CheckpointMismatch: The checkpoints in `out_dir` are those of another run.
         QuantisationUnavailable: The base is not loaded with the plan's quantisation.
         ModelingError: The adapter in `start_from` is not of the plan's shape.
         DiskTooFull: The disk would not hold the checkpoints and the adapter.

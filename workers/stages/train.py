@@ -36,6 +36,16 @@ class _Reporter(RunControl):
     def on_rows_read(self, done: int, total: int) -> None:
         self._on_rows_read(done, total)
 
+    def on_damaged(self, checkpoints: Sequence[str], next_step: int) -> None:
+        goes_on = f"goes on from step {next_step}" if next_step else "begins anew"
+        self._channel.send(
+            EventMessage(
+                level="warn",
+                message=f"Damaged on the disk, and passed over: {', '.join(checkpoints)}. Training {goes_on}; "
+                "the adapter will be the same",
+            )
+        )
+
     def on_step(self, metrics: StepMetrics) -> None:
         now = time.monotonic()
         if metrics.step not in (1, self._num_steps) and now - self._sent_at < METRICS_SECONDS:

@@ -100,6 +100,10 @@ class StopAfter(RunControl):
     def __init__(self, num_steps: int) -> None:
         self._left = num_steps
         self.steps: list[StepMetrics] = []
+        self.damaged: tuple[list[str], int] | None = None
+
+    def on_damaged(self, checkpoints: Sequence[str], next_step: int) -> None:
+        self.damaged = (list(checkpoints), next_step)
 
     def on_step(self, metrics: StepMetrics) -> None:
         self._left -= 1

@@ -72,8 +72,8 @@ class TestSaving:
         killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), str(number)], check=False)
         assert killed.returncode == 9
         found = load_latest(tmp_path)
-        assert found is not None
-        assert found.next_step == next_step
+        assert found.state is not None
+        assert (found.state.next_step, found.damaged) == (next_step, [])
 
     def test_clears_away_what_a_killed_process_left_half_written(self, tmp_path: Path) -> None:
         save_checkpoint(tmp_path, state(2))

@@ -13,7 +13,7 @@ from tests.workers.conftest import TinyModels
 from tests.workers.finetuning.proof import ProofRun
 from tests.workers.finetuning.runs import NONE, StopAfter, adapter_bytes, plan, train
 from workers.finetuning.artefacts import Artefacts
-from workers.finetuning.errors import CheckpointDamaged
+from workers.finetuning.errors import CheckpointMismatch
 from workers.finetuning.fisher import load_fisher
 from workers.finetuning.methods import build_method
 from workers.finetuning.run import FinetuneResult
@@ -208,5 +208,5 @@ class TestInterrupted:
     ) -> None:
         other = train(model_dir, plan(NONE, seed=1), tmp_path / "other").adapter_dir
         train(model_dir, plan(NONE), tmp_path / "on", start_from=tuned, control=StopAfter(1))
-        with pytest.raises(CheckpointDamaged, match="another base, data set or plan"):
+        with pytest.raises(CheckpointMismatch, match="another base, data set or plan"):
             train(model_dir, plan(NONE), tmp_path / "on", start_from=other)

@@ -12,7 +12,7 @@ from tests.workers.finetuning.prepared import memory_entries
 from tests.workers.finetuning.runs import DER, NONE, StopAfter, plan, train
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.correction import correct
-from workers.finetuning.errors import ArtefactMissing, CheckpointDamaged
+from workers.finetuning.errors import ArtefactMissing, CheckpointMismatch
 from workers.finetuning.memory import write_entries
 from workers.finetuning.run import FinetuneResult
 from workers.modeling.adapters import read_pairs
@@ -56,7 +56,7 @@ class TestStartFrom:
 
     def test_is_another_run_than_one_from_the_start(self, model_dir: Path, tuned: Path, tmp_path: Path) -> None:
         train(model_dir, plan(NONE), tmp_path / "run", control=StopAfter(1))
-        with pytest.raises(CheckpointDamaged, match="another base, data set or plan"):
+        with pytest.raises(CheckpointMismatch, match="another base, data set or plan"):
             train(model_dir, plan(NONE), tmp_path / "run", start_from=tuned)
 
     def test_wants_the_same_shape(self, model_dir: Path, tuned: Path, tmp_path: Path) -> None:

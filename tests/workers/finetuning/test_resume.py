@@ -11,7 +11,7 @@ from tests.workers.finetuning.prepared import MEMORY, write_prepared
 from tests.workers.finetuning.runs import DER, NONE, StopAfter, adapter_bytes, perturbed_backbone, plan, train
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.checkpoints import load_checkpoint
-from workers.finetuning.errors import CheckpointDamaged
+from workers.finetuning.errors import CheckpointMismatch
 from workers.finetuning.rows import TokenRow
 from workers.finetuning.run import CHECKPOINT_DIR, METRICS_FILE
 from workers.modeling.loading import load
@@ -128,6 +128,7 @@ class TestDamagedCheckpoints:
         _damage(newest, damage)
         watch = StopAfter(1000)
         continued = train(model_dir, self.CHOSEN, tmp_path / "parts", control=watch)
+        assert watch.damaged == ([newest.name], 4)
         assert watch.steps[0].step == 5
         assert adapter_bytes(continued) == adapter_bytes(whole)
 
@@ -139,11 +140,15 @@ class TestDamagedCheckpoints:
         train(model_dir, self.CHOSEN, tmp_path, control=StopAfter(1))
         assert [path.name for path in checkpoints(tmp_path)] == ["step-00000005", "step-00000006"]
 
-    def test_end_the_run_when_none_is_left(self, model_dir: Path, tmp_path: Path) -> None:
-        for path in self.interrupted(model_dir, tmp_path):
+    def test_make_the_run_begin_anew_when_none_is_left(self, model_dir: Path, tmp_path: Path) -> None:
+        whole = train(model_dir, self.CHOSEN, tmp_path / "whole")
+        for path in self.interrupted(model_dir, tmp_path / "parts"):
             _damage(path, "cut off")
-        with pytest.raises(CheckpointDamaged, match="None of the 2 checkpoints is intact; start the run anew"):
-            train(model_dir, self.CHOSEN, tmp_path)
+        watch = StopAfter(1000)
+        again = train(model_dir, self.CHOSEN, tmp_path / "parts", control=watch)
+        assert watch.damaged == (["step-00000005", "step-00000004"], 0)
+        assert [metrics.step for metrics in watch.steps] == list(range(1, len(whole.history) + 1))
+        assert adapter_bytes(again) == adapter_bytes(whole)
 
     def test_half_written_ones_are_not_looked_at(self, model_dir: Path, tmp_path: Path) -> None:
         self.interrupted(model_dir, tmp_path)
@@ -165,7 +170,7 @@ class TestAnotherRunsCheckpoints:
     )
     def test_are_refused(self, other: TrainingPlan, rows: list[ChatRow], model_dir: Path, tmp_path: Path) -> None:
         train(model_dir, plan(NONE), tmp_path, control=StopAfter(1))
-        with pytest.raises(CheckpointDamaged, match="another base, data set or plan"):
+        with pytest.raises(CheckpointMismatch, match="another base, data set or plan"):
             train(model_dir, other, tmp_path, rows=rows)
 
     def test_are_refused_when_the_base_was_prepared_with_another_memory(
@@ -173,12 +178,12 @@ class TestAnotherRunsCheckpoints:
     ) -> None:
         train(model_dir, plan(DER), tmp_path / "out", artefacts=prepared, control=StopAfter(1))
         other = write_prepared(tmp_path / "base", model_dir, memory=MEMORY[:4])
-        with pytest.raises(CheckpointDamaged, match="another base, data set or plan: choose another output folder"):
+        with pytest.raises(CheckpointMismatch, match="another base, data set or plan: choose another output folder"):
             train(model_dir, plan(DER), tmp_path / "out", artefacts=other)
 
     def test_are_refused_when_only_the_weights_of_answers_differ(self, model_dir: Path, tmp_path: Path) -> None:
         train(model_dir, plan(NONE, batch_size=1), tmp_path, rows=_two_answers(1), control=StopAfter(1))
-        with pytest.raises(CheckpointDamaged, match="another base, data set or plan"):
+        with pytest.raises(CheckpointMismatch, match="another base, data set or plan"):
             train(model_dir, plan(NONE, batch_size=1), tmp_path, rows=_two_answers(0))
 
 

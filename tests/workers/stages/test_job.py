@@ -295,6 +295,23 @@ class TestNextAttempt:
         assert continued.of(MetricsMessage)[0].step == 2
         assert adapter_bytes(folder) == adapter_bytes(job.folder)
 
+    def test_begins_training_anew_when_its_checkpoints_are_damaged_and_says_so(
+        self, job: FinishedJob, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "stopped"
+        with pytest.raises(StopAsked):
+            run(job.spec, folder, Listener(is_metrics))
+        (checkpoint,) = (folder / "training" / "checkpoints").iterdir()
+        (checkpoint / "tensors.safetensors").write_bytes(b"")
+        listener = run(job.spec, folder)
+        (told,) = [event for event in listener.of(EventMessage) if "Damaged" in event.message]
+        assert (told.level, told.message) == (
+            "warn",
+            "Damaged on the disk, and passed over: step-00000001. Training begins anew; the adapter will be the same",
+        )
+        assert listener.of(MetricsMessage)[0].step == 1
+        assert adapter_bytes(folder) == adapter_bytes(job.folder)
+
     def test_after_a_stop_in_the_evaluation_does_not_train_again(self, job: FinishedJob, tmp_path: Path) -> None:
         folder = tmp_path / "stopped"
         listener = Listener(says("Measuring the task"))

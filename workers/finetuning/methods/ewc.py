@@ -27,7 +27,7 @@ import torch
 
 from app.contracts.methods import Ewc
 from app.contracts.value import Value
-from workers.finetuning.errors import ArtefactMissing, CheckpointDamaged
+from workers.finetuning.errors import ArtefactMissing, CheckpointMismatch
 from workers.finetuning.fisher import load_fisher, piece_numbers
 from workers.finetuning.method import Method, MethodContext
 
@@ -120,7 +120,7 @@ class ElasticWeightConsolidation(Method):
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         if float(state["ewc_fisher_trace"]) != self._trace:
-            raise CheckpointDamaged(
+            raise CheckpointMismatch(
                 "The checkpoint belongs to a run with another Fisher information: choose another output folder."
             )
         self._penalty = float(state["ewc_penalty"])

@@ -24,7 +24,7 @@ from workers.finetuning import artefacts as layout
 from workers.finetuning import fisher as fisher_module
 from workers.finetuning.artefacts import Artefacts
 from workers.finetuning.backbone import Backbone
-from workers.finetuning.errors import CheckpointDamaged
+from workers.finetuning.errors import CheckpointMismatch
 from workers.finetuning.fisher import Fisher, save_fisher
 from workers.finetuning.method import MethodContext
 from workers.finetuning.methods.ewc import ElasticWeightConsolidation
@@ -172,7 +172,7 @@ class TestContinuedRun:
         base = copy_of(prepared, tmp_path)
         train(base.model_dir, plan(EWC), tmp_path / "out", artefacts=base, control=StopAfter(1))
         rewritten(base, total=3.0)
-        with pytest.raises(CheckpointDamaged, match="another Fisher information: choose another output folder"):
+        with pytest.raises(CheckpointMismatch, match="another Fisher information: choose another output folder"):
             train(base.model_dir, plan(EWC), tmp_path / "out", artefacts=base)
 
 
