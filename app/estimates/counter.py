@@ -4,7 +4,7 @@ Why a process: tokens are counted by the code that trains (`workers.modeling`), 
 API never imports it. Why not a worker: the queue may be hours long, and an estimate is wanted before a job is made.
 The process reads tokenizer and template from the prepared base, which lies on the file system that the API shares with
 its workers, and needs transformers without torch: `pip install unforgotten[estimates]`, or the `worker` extra. It takes
-about two seconds to start; so many at a time may run, and each is killed when its time is over.
+a second or two to start; so many at a time may run, and each is killed when its time is over.
 """
 
 import os

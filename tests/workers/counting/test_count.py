@@ -154,12 +154,14 @@ class TestPreviews:
 
 
 class TestProcess:
-    def test_answers_without_torch(self, model_dir: Path, tmp_path: Path) -> None:
+    def test_answers_without_importing_torch(self, model_dir: Path, tmp_path: Path) -> None:
         spec = CountSpec(model_dir=model_dir, file=conversations(tmp_path / "rows", 3), max_row_tokens=64)
         code = (
             "import sys\n"
-            "for name in ('torch', 'peft'): sys.modules[name] = None\n"
-            "import runpy; runpy.run_module('workers.counting', run_name='__main__')"
+            "from workers.counting.__main__ import main\n"
+            "sys.modules['peft'] = None\n"
+            "main()\n"
+            "assert not any(name.startswith('torch.') for name in sys.modules)"
         )
         done = subprocess.run(
             [sys.executable, "-c", code], input=spec.model_dump_json(), capture_output=True, text=True, check=False
