@@ -26,7 +26,7 @@ def create(client: openai.OpenAI, training_file: str) -> FineTuningJob:
         model=BASE,
         training_file=training_file,
         seed=3,
-        hyperparameters={"n_epochs": 20, "batch_size": 1},
+        hyperparameters={"n_epochs": 12, "batch_size": 1},
         extra_body={"safety": {"method": "der", "hyperparameters": {"memory_rows_per_step": 2}}},
     )
 
