@@ -120,9 +120,7 @@ def tally(request: pytest.FixtureRequest) -> Iterator[dict[str, Counter[int]]]:
     capture = request.config.pluginmanager.get_plugin("capturemanager")
     if LONG in os.environ and capture is not None:
         with capture.global_and_fixture_disabled():
-            for operation, statuses in [*tally.items(), ("all", sum(tally.values(), Counter()))]:
-                shown = ", ".join(f"{number} x {status}" for status, number in sorted(statuses.items()))
-                print(f"\n{operation}: {statuses.total()} answers, {shown}", end="")  # noqa: T201
+            print(f"\n\n{_table(tally)}\n", end="")  # noqa: T201
 
 
 @pytest.fixture
@@ -273,6 +271,16 @@ def test_every_answer_in_a_sequence_of_requests_is_as_documented(
     assert statuses[200] > 0
 
 
+def _table(tally: dict[str, Counter[int]]) -> str:
+    """As Markdown."""
+    tally = {**tally, "all": sum(tally.values(), Counter())}
+    columns = sorted(tally["all"])
+    lines = [["operation", "answers", *map(str, columns)], ["---"] * (2 + len(columns))]
+    for name, statuses in tally.items():
+        lines.append([f"`{name}`", str(statuses.total()), *(str(statuses[status] or "") for status in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _empty(database: Database) -> None:
     """Without the audit log, which loses nothing."""
     with database.transaction() as session:
@@ -286,6 +294,6 @@ def _use(known: dict[str, Choices], case: Case[Any], which: int) -> None:
     for name in [name for name in case.headers or {} if name.lower() == "authorization"]:
         del case.headers[name]
     chosen = {name: choices[which % len(choices)] for name, choices in known.items()}
-    for parameters in (case.path_parameters, case.body):
+    for parameters in (case.path_parameters, case.query, case.body):
         if isinstance(parameters, dict):
             parameters.update({name: chosen[name] for name in parameters if name in chosen})
