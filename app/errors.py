@@ -168,7 +168,8 @@ def install_error_handlers(app: FastAPI) -> None:
 def invalid_parameters(errors: Sequence[Mapping[str, Any]], *, prefix: tuple[str, ...] = ()) -> InvalidRequestError:
     """The first of pydantic's errors as ours; further ones are counted in the message."""
     first = errors[0]
-    location = (*prefix, *first["loc"])
+    # A key of a mapping that is wrong is named by itself.
+    location = tuple(part for part in (*prefix, *first["loc"]) if part != "[key]")
     param = ".".join(str(part) for part in location) or None
     code = _VALIDATION_CODES.get(first["type"], "invalid_value")
     message = first["msg"].removeprefix("Value error, ")

@@ -12,6 +12,8 @@ from fastapi.openapi.utils import get_openapi
 
 Json = dict[str, Any]
 
+# Those of ServiceError and its kinds (errors.py).
+_ERROR_TYPES = ["invalid_request_error", "server_error", "requests", "insufficient_quota"]
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -21,7 +23,7 @@ _ERROR = {
             "required": ["message", "type", "param", "code"],
             "properties": {
                 "message": {"type": "string", "description": "What is wrong, and what to do about it."},
-                "type": {"type": "string", "enum": ["invalid_request_error", "server_error", "rate_limit_error"]},
+                "type": {"type": "string", "enum": _ERROR_TYPES},
                 "param": {"type": ["string", "null"], "description": "Dotted path of the parameter that is at fault."},
                 "code": {"type": ["string", "null"], "description": "For programs; it does not change."},
             },
@@ -46,7 +48,11 @@ _MEANINGS = {
 }
 _ALWAYS = (400, 401, 403, 404, 413, 415, 429, 500, 503)
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_OBJECT_PATHS = ("/v1/files/{file_id}/content", "/v1/fine_tuning/jobs/{job_id}/adapter")
+_OBJECT_PATHS = (
+    "/v1/files/{file_id}/content",
+    "/v1/fine_tuning/jobs/{job_id}/adapter",
+    "/v1/fine_tuning/checkpoints/{name}/adapter",
+)
 """Where stored objects are sent as they are (see downloads.py)."""
 _COUNTING_PATHS = ("/v1/fine_tuning/estimate", "/v1/files/{file_id}/preview")
 """Where a file's tokens are counted (see estimates/counter.py)."""
@@ -71,6 +77,14 @@ _FORMS = {
     "/v1/uploads/{upload_id}/parts": _form(["data"], {"data": _BINARY["schema"]}),
 }
 """Bodies that endpoints read as they come."""
+_METADATA_FILTER = {
+    "name": "metadata",
+    "in": "query",
+    "style": "deepObject",
+    "explode": True,
+    "description": "metadata[key]=value: jobs that have it; metadata=null: jobs without any.",
+    "schema": {"type": "object", "additionalProperties": {"type": "string"}},
+}
 
 
 class _Operation(NamedTuple):
@@ -104,6 +118,7 @@ def _document(api: FastAPI) -> Json:
     document["security"] = [{"key": []}]
     for operation in _operations(document):
         _complete(operation)
+    document["paths"]["/v1/fine_tuning/jobs"]["get"]["parameters"].append(_METADATA_FILTER)
     return document
 
 

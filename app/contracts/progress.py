@@ -65,6 +65,9 @@ class MetricsMessage(Value):
     total_steps: int
     train_loss: float
     train_mean_token_accuracy: float
+    full_valid_loss: float | None = None
+    """At the end of an epoch, where there is a validation file: on all of its rows that are looked at."""
+    full_valid_mean_token_accuracy: float | None = None
     extra: dict[str, float] = Field(default_factory=dict)
     """The method's counters, learning rate, tokens a second."""
 

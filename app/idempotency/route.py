@@ -1,4 +1,5 @@
-"""A route class for routers whose POSTs create something: `APIRouter(route_class=CreatingRoute)`."""
+"""Route classes for POSTs that must not happen twice: `APIRouter(route_class=CreatingRoute)` where they create
+something, `OnceRoute` for an action that does something else the second time."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -12,20 +13,35 @@ from starlette.exceptions import HTTPException
 from app.dependencies import Services, find_tenant, services_of
 from app.errors import ServiceError
 from app.idempotency.created import request_seed
-from app.idempotency.service import Answered, Begun, asked
+from app.idempotency.service import MAX_KEY_CHARACTERS, Answered, Begun, asked
 
 REPLAYED = "idempotent-replayed"
+
+_KEY_HEADER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "The same key within a day gets the first request's answer, and nothing is made twice.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARACTERS},
+}
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
-class CreatingRoute(APIRoute):
+class OnceRoute(APIRoute):
     """Answers a repeated POST with what it was answered first. Other methods are as ever."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.happens_once:
+            self.openapi_extra = {**(self.openapi_extra or {}), "parameters": [_KEY_HEADER]}
+
+    @property
+    def happens_once(self) -> bool:
+        return "POST" in (self.methods or ())
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
-        # What is created has no id in its path; actions on things that are there can be repeated by themselves.
-        if "POST" not in (self.methods or ()) or "{" in self.path:
+        if not self.happens_once:
             return handle
 
         async def handle_once(request: Request) -> Response:
@@ -44,6 +60,15 @@ class CreatingRoute(APIRoute):
             return await _carry_out(handle, request, services, begun)
 
         return handle_once
+
+
+class CreatingRoute(OnceRoute):
+    """For whole routers: what is created has no id in its path, and actions on things that are there can, but for a
+    few, be repeated by themselves."""
+
+    @property
+    def happens_once(self) -> bool:
+        return super().happens_once and "{" not in self.path
 
 
 async def _carry_out(handle: Handler, request: Request, services: Services, begun: Begun) -> Response:

@@ -1,5 +1,6 @@
 """Bodies of requests and responses about fine-tuning jobs: OpenAI's, plus `safety`, `phase` and `plan`."""
 
+import re
 import time
 from typing import Annotated, Any, Literal, Self
 
@@ -20,6 +21,20 @@ def _storable(text: str) -> str:
     if "\x00" in text:
         raise ValueError("the character NUL is not allowed")
     return text
+
+
+def _matching(pattern: str, rule: str) -> tuple[AfterValidator, WithJsonSchema]:
+    """A check whose error is the rule in words, and how the document says it."""
+    expression = re.compile(pattern)
+
+    def check(text: str) -> str:
+        if not expression.fullmatch(text):
+            raise ValueError(rule)
+        return text
+
+    return AfterValidator(check), WithJsonSchema(
+        {"type": "string", "minLength": 1, "maxLength": 64, "pattern": f"^{pattern}$"}
+    )
 
 
 def _auto_or(schema: dict[str, Any]) -> WithJsonSchema:
@@ -70,14 +85,18 @@ Beta = Annotated[
     _auto_or({"type": "number", "exclusiveMinimum": 0, "maximum": 2}),
 ]
 MetadataKey = Annotated[
-    # SQLite cannot look for a key that has a quote or a backslash in it.
     str,
-    StringConstraints(strict=True, min_length=1, max_length=64, pattern=r'^[^"\\\x00-\x1f]*$'),
+    StringConstraints(strict=True, min_length=1, max_length=64),
+    # SQLite cannot look for a key that has a quote or a backslash in it.
+    *_matching(r'[^"\\\x00-\x1f]*', "a key of metadata has no quotation marks, backslashes or control characters"),
 ]
 MetadataValue = Annotated[str, StringConstraints(strict=True, max_length=512), AfterValidator(_storable)]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
 Suffix = Annotated[
-    str, StringConstraints(strict=True, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    str,
+    StringConstraints(strict=True, min_length=1, max_length=64),
+    # It becomes part of the model's name, which stands in paths and file names.
+    *_matching("[A-Za-z0-9][A-Za-z0-9._-]*", "only letters, digits, . _ and -, and a letter or digit first"),
 ]
 
 

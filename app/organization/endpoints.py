@@ -8,6 +8,7 @@ from app.dependencies import AdminDep, ServicesDep
 from app.idempotency.route import CreatingRoute
 from app.organization.schemas import (
     AuditLogObject,
+    AuditLogQuery,
     KeyCreate,
     KeyDeleted,
     KeyObject,
@@ -20,7 +21,6 @@ from app.pagination import After, ListWithEnds
 router = APIRouter(route_class=CreatingRoute, prefix="/v1/organization", tags=["Administration"])
 
 Limit = Annotated[int, Query(ge=1, le=100)]
-Filter = Annotated[str, Query(max_length=64)]
 
 
 @router.post("/projects")
@@ -73,13 +73,7 @@ def revoke_key(project_id: str, api_key_id: str, admin: AdminDep, services: Serv
 
 @router.get("/audit_logs")
 def list_audit_logs(
-    _: AdminDep,
-    services: ServicesDep,
-    *,
-    project_ids: Annotated[list[Filter], Query(alias="project_ids[]", max_length=100)] = [],  # noqa: B006
-    event_types: Annotated[list[Filter], Query(alias="event_types[]", max_length=100)] = [],  # noqa: B006
-    after: After = None,
-    limit: Limit = 20,
+    _: AdminDep, services: ServicesDep, query: Annotated[AuditLogQuery, Query()]
 ) -> ListWithEnds[AuditLogObject]:
     """Who did what in all projects, the newest first. `unforgotten audit verify` shows that nothing was taken out."""
-    return services.organization.audit_log(project_ids=project_ids, event_types=event_types, after=after, limit=limit)
+    return services.organization.audit_log(query)

@@ -1,7 +1,6 @@
 """What an administrator can do over HTTP; each change is in the audit log."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
@@ -17,6 +16,7 @@ from app.models import ApiKey, Project
 from app.organization.schemas import (
     AUDIT_PREFIX,
     AuditLogObject,
+    AuditLogQuery,
     KeyCreate,
     KeyDeleted,
     KeyObject,
@@ -90,21 +90,26 @@ class OrganizationService:
             revoke(session, admin.key_id, key_id)
         return KeyDeleted(id=key_id)
 
-    def audit_log(
-        self, *, project_ids: Sequence[str], event_types: Sequence[str], after: str | None, limit: int
-    ) -> ListWithEnds[AuditLogObject]:
+    def audit_log(self, query: AuditLogQuery) -> ListWithEnds[AuditLogObject]:
         """The newest first.
 
         Raises:
             InvalidRequestError: `after` is no entry's id.
         """
-        before_seq = None if after is None else _seq(after)
+        before_seq = None if query.after is None else _seq(query.after)
         with self.database.reading() as session:
             found = audit.newest(
-                session, project_ids=project_ids, actions=event_types, before_seq=before_seq, limit=limit + 1
+                session,
+                project_ids=query.project_ids,
+                actions=query.event_types,
+                actors=query.actor_ids,
+                subjects=query.resource_ids,
+                at=query.effective_at,
+                before_seq=before_seq,
+                limit=query.limit + 1,
             )
-        data = [AuditLogObject.from_row(row) for row in found[:limit]]
-        return ListWithEnds(data=data, **ends(data), has_more=len(found) > limit)
+        data = [AuditLogObject.from_row(row) for row in found[: query.limit]]
+        return ListWithEnds(data=data, **ends(data), has_more=len(found) > query.limit)
 
 
 def _project(session: Session, project_id: str) -> Project:

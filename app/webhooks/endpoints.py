@@ -7,7 +7,7 @@ from fastapi import APIRouter, Body, Depends, Query
 
 from app.contracts.webhooks import WebhookEventType
 from app.dependencies import ServicesDep, TenantDep, find_tenant
-from app.idempotency.route import CreatingRoute
+from app.idempotency.route import CreatingRoute, OnceRoute
 from app.pagination import After, ListOf
 from app.waiting import SlowCalls
 from app.webhooks.schemas import (
@@ -70,7 +70,6 @@ def delete_webhook_endpoint(endpoint_id: str, tenant: TenantDep, services: Servi
     return services.webhooks.delete(tenant, endpoint_id)
 
 
-@router.post("/webhook_endpoints/{endpoint_id}/rotate_secret")
 def rotate_webhook_secret(
     endpoint_id: str, tenant: TenantDep, services: ServicesDep, body: Annotated[SecretRotate | None, Body()] = None
 ) -> WebhookEndpointWithSecret:
@@ -78,6 +77,15 @@ def rotate_webhook_secret(
     so that receivers can change over."""
     asked = body or SecretRotate()
     return services.webhooks.rotate_secret(tenant, endpoint_id, keeps_old=asked.keep_old_secret_active_for_24_hours)
+
+
+# A second time it would make another secret, and the old one that was to stay would be the one that nobody has seen.
+router.add_api_route(
+    "/webhook_endpoints/{endpoint_id}/rotate_secret",
+    rotate_webhook_secret,
+    methods=["POST"],
+    route_class_override=OnceRoute,
+)
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/test")

@@ -8,6 +8,8 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from app.errors import ServiceError
+
 METHODS = ("get", "post", "delete")
 
 
@@ -41,6 +43,26 @@ def test_every_error_of_every_operation_has_openais_shape(document: dict[str, An
         assert all(found["content"]["application/json"]["schema"] == reference for found in errors.values())
         num_checked += 1
     assert num_checked > 30
+
+
+def test_types_of_errors_are_those_that_are_sent(document: dict[str, Any]) -> None:
+    def kinds(error: type[ServiceError]) -> set[str]:
+        return {error.type}.union(*(kinds(kind) for kind in error.__subclasses__()))
+
+    error = document["components"]["schemas"]["Error"]["properties"]["error"]
+    assert set(error["properties"]["type"]["enum"]) == kinds(ServiceError)
+
+
+def test_idempotency_keys_and_filters_are_told(document: dict[str, Any]) -> None:
+    names = {
+        (found.method, found.path): {parameter["name"] for parameter in found.spec.get("parameters", [])}
+        for found in operations(document)
+    }
+    keyed = {operation for operation, parameters in names.items() if "Idempotency-Key" in parameters}
+    assert ("post", "/v1/fine_tuning/jobs") in keyed
+    assert ("post", "/v1/webhook_endpoints/{endpoint_id}/rotate_secret") in keyed
+    assert {method for method, _ in keyed} == {"post"}
+    assert names["get", "/v1/fine_tuning/jobs"] == {"metadata", "after", "limit"}
 
 
 def test_nothing_of_the_frameworks_own_errors_is_left(document: dict[str, Any]) -> None:

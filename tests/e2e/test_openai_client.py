@@ -70,10 +70,14 @@ class TestTheMainJob:
         self._adapter(service, client, job, report, tmp_path)
 
     def _events_read_like_sentences(self, client: openai.OpenAI, job: FineTuningJob) -> None:
-        messages = [e.message for e in client.fine_tuning.jobs.list_events(job.id, limit=100)]
+        events = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
+        messages = [e.message for e in events]
         assert messages[-1] == f"Created fine-tuning job: {job.id}"
         assert messages[0] == "The job has successfully completed"
-        assert any(m.startswith("Step 6/6: training loss=") for m in messages)
+        (last,) = [e for e in events if e.message.startswith("Step 6/6: training loss=")]
+        assert ", full validation loss=" in last.message
+        assert isinstance(last.data, dict)
+        assert last.data["full_valid_loss"] > 0.0
 
     def _step_metrics(self, client: openai.OpenAI, job: FineTuningJob) -> None:
         lines = client.files.content(job.result_files[0]).text.splitlines()

@@ -84,11 +84,12 @@ def apply(
 
 
 def _say_metrics(session: Session, job_id: str, metrics: MetricsMessage) -> None:
-    official = metrics.model_dump(exclude={"kind", "extra"})
+    official = metrics.model_dump(exclude={"kind", "extra"}, exclude_none=True)
+    validation = "" if metrics.full_valid_loss is None else f", full validation loss={metrics.full_valid_loss:.3g}"
     add_event(
         session,
         job_id,
-        f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.train_loss:.3g}",
+        f"Step {metrics.step}/{metrics.total_steps}: training loss={metrics.train_loss:.3g}{validation}",
         kind="metrics",
         # The method's counters stand beside OpenAI's keys and never over them.
         data={**metrics.extra, **official},

@@ -22,7 +22,7 @@ from workers.stages.start import adopt_start, start_dir
 
 NAME = "train"
 METRICS_SECONDS = 2.0
-"""Metrics are sent no more often than this (and for the first and the last step)."""
+"""Metrics are sent no more often than this, but for the first and the last step, and where there is a validation."""
 
 
 class _Reporter(RunControl):
@@ -48,7 +48,8 @@ class _Reporter(RunControl):
 
     def on_step(self, metrics: StepMetrics) -> None:
         now = time.monotonic()
-        if metrics.step not in (1, self._num_steps) and now - self._sent_at < METRICS_SECONDS:
+        is_told = metrics.step in (1, self._num_steps) or metrics.valid_loss is not None
+        if not is_told and now - self._sent_at < METRICS_SECONDS:
             return
         self._sent_at = now
         extra = {"learning_rate": metrics.learning_rate, "gradient_norm": metrics.gradient_norm, **metrics.counters}
@@ -58,6 +59,8 @@ class _Reporter(RunControl):
                 total_steps=self._num_steps,
                 train_loss=metrics.loss,
                 train_mean_token_accuracy=metrics.token_accuracy,
+                full_valid_loss=metrics.valid_loss,
+                full_valid_mean_token_accuracy=metrics.valid_token_accuracy,
                 extra=extra,
             )
         )

@@ -155,6 +155,8 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
     ({"metadata": {"k": "x" * 513}}, "metadata.k", "invalid_value"),
     ({"metadata": {"k": "a\x00b"}}, "metadata.k", "invalid_value"),
     ({"metadata": {"k": 1}}, "metadata.k", "invalid_type"),
+    ({"metadata": {'a"b': "x"}}, 'metadata.a"b', "invalid_value"),
+    ({"metadata": {"": "x"}}, "metadata.", "invalid_value"),
     ({"training_file": "file-none"}, "training_file", "invalid_file"),
     ({"training_file": 5}, "training_file", "invalid_type"),
     ({"validation_file": "file-none"}, "validation_file", "invalid_file"),

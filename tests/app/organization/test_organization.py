@@ -1,6 +1,7 @@
 """Projects and keys over HTTP, and who may manage them. Who may not: tests/app/test_tenancy.py."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -145,6 +146,27 @@ class TestAuditLog:
         assert [entry["subject"] for entry in found] == [project_id]
         params["event_types[]"] = ["api_key.created"]
         assert admin.get("/v1/organization/audit_logs", params=params).json()["data"] == []
+
+    def test_it_is_filtered_by_actor_subject_and_time(self, admin: TestClient, database: Database) -> None:
+        project_id = new_project(admin)
+        (entry,) = self._found(admin, {"resource_ids[]": project_id, "event_types[]": "project.created"})
+        actor, at = entry["actor"]["api_key"]["id"], entry["effective_at"]
+        assert entry in self._found(admin, {"actor_ids[]": actor})
+        assert self._found(admin, {"actor_ids[]": "nobody"}) == []
+        for bounds in ({"gte": at}, {"gt": at - 1}, {"lte": at}, {"lt": at + 1}, {"gte": at, "lte": at}):
+            assert entry in self._found(admin, {f"effective_at[{name}]": second for name, second in bounds.items()})
+        for bounds in ({"gt": at}, {"lt": at}, {"gte": at + 1}, {"lte": at - 1}):
+            assert entry not in self._found(admin, {f"effective_at[{name}]": second for name, second in bounds.items()})
+
+    def _found(self, admin: TestClient, params: dict[str, str | int]) -> list[dict[str, Any]]:
+        data: list[dict[str, Any]] = admin.get("/v1/organization/audit_logs", params=params).json()["data"]
+        return data
+
+    @pytest.mark.parametrize("name", ["actor_emails[]", "before", "limits"])
+    def test_a_filter_that_there_is_not_is_refused(self, admin: TestClient, name: str) -> None:
+        answer = admin.get("/v1/organization/audit_logs", params={name: "x"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter")
+        assert name in answer.json()["error"]["message"]
 
     @pytest.mark.parametrize("after", ["audit_log-", "audit_log-x", "1", "audit_log-99999999999999999999"])
     def test_a_place_that_cannot_be_is_refused(self, admin: TestClient, after: str) -> None:

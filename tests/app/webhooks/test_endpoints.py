@@ -160,6 +160,26 @@ class TestUpdate:
 
 
 class TestRotate:
+    @pytest.mark.parametrize(
+        ("first_try", "second_try"),
+        [
+            ({"x-stainless-retry-count": "0"}, {"x-stainless-retry-count": "1"}),
+            ({"idempotency-key": "same"}, {"idempotency-key": "same"}),
+        ],
+        ids=["SDK's retry", "key"],
+    )
+    def test_once_more_for_want_of_the_answer_makes_no_further_secret(
+        self, client: TestClient, receiver: Receiver, first_try: dict[str, str], second_try: dict[str, str]
+    ) -> None:
+        made = created(client, url=receiver.url)
+        path = f"/v1/webhook_endpoints/{made['id']}/rotate_secret"
+        body = {"keep_old_secret_active_for_24_hours": True}
+        first, second = (client.post(path, json=body, headers=headers).json() for headers in (first_try, second_try))
+        assert first == second
+        assert first["signing_secret"] != made["signing_secret"]
+        self._test(client, path.removesuffix("/rotate_secret"))
+        assert receiver.received[-1].unwrap(made["signing_secret"]).id
+
     def test_makes_another_secret_and_may_keep_the_old_one_for_a_day(
         self, client: TestClient, receiver: Receiver, database: Database
     ) -> None:

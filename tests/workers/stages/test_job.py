@@ -105,6 +105,11 @@ class TestWholeJob:
     def test_tells_the_validation_at_the_end_of_an_epoch(self, job: FinishedJob) -> None:
         (checkpoint,) = job.listener.of(CheckpointMessage)
         assert checkpoint.step == 4
+        metrics = job.listener.of(MetricsMessage)[-1]
+        assert (metrics.full_valid_loss, metrics.full_valid_mean_token_accuracy) == (
+            checkpoint.metrics["full_valid_loss"],
+            checkpoint.metrics["full_valid_mean_token_accuracy"],
+        )
         assert set(checkpoint.metrics) == {
             *("step", "train_loss", "train_mean_token_accuracy"),
             *("full_valid_loss", "full_valid_mean_token_accuracy"),
