@@ -1,4 +1,8 @@
-"""Pages by keyset: `after` names the last item seen, so that new items never shift a page."""
+"""Pages by keyset: `after` names the last item seen, so that new items never shift a page.
+
+That item may be gone when the next page is asked for: clients delete while they list, and files expire. So lists whose
+items can be deleted remember for a day where those stood.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +10,14 @@ from typing import Annotated, Any, Generic, Literal, Protocol, TypedDict, TypeVa
 
 from fastapi import Query
 from pydantic import BaseModel
-from sqlalchemy import Select, and_, or_
+from sqlalchemy import ColumnElement, Select, and_, delete, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from app.db import Database, db_now
 from app.errors import InvalidRequestError
+from app.models import DeletedItem
+
+REMEMBERED_SECONDS = 86_400.0
 
 T = TypeVar("T")
 Order = Literal["asc", "desc"]
@@ -65,21 +73,41 @@ def fetch_page(
     after: str | None,
     limit: int,
     order: Order = "desc",
+    owner_id: str | None = None,
+    still: ColumnElement[bool] | None = None,
 ) -> Page[T]:
     """A page of `query`, which already holds every filter. `sort_by` is a total order, the most significant column
-    first, e.g. (created_at, id); `identity` is the column that `after` is a value of.
+    first, e.g. (created_at, id); `identity` is the column that `after` is a value of. Where `owner_id` is given, which
+    is for lists that are sorted by (created_at, id), `after` may be an item of this owner's that `remember_place` was
+    told of. `still` is a filter that the item named by `after` need not pass any more.
 
     Raises:
-        InvalidRequestError: `after` is not among the rows that `query` selects.
+        InvalidRequestError: `after` is not among the rows that `query` selects, and was not lately.
     """
     if after is not None:
         place = session.execute(query.with_only_columns(*sort_by).where(identity == after)).first()
+        if place is None and owner_id is not None:
+            gone = select(DeletedItem.created_at, DeletedItem.id)
+            place = session.execute(gone.where(DeletedItem.id == after, DeletedItem.owner_id == owner_id)).first()
         if place is None:
             raise InvalidRequestError(f"No item {after!r} to continue after.", param="after")
         query = query.where(_beyond(sort_by, tuple(place), order))
+    if still is not None:
+        query = query.where(still)
     query = query.order_by(*(column.asc() if order == "asc" else column.desc() for column in sort_by))
     found = list(session.scalars(query.limit(limit + 1)))
     return Page(found[:limit], has_more=len(found) > limit)
+
+
+def remember_place(session: Session, owner_id: str, item_id: str, created_at: float) -> None:
+    """Of something that is deleted in this transaction."""
+    session.add(DeletedItem(id=item_id, owner_id=owner_id, created_at=created_at))
+
+
+def sweep_places(database: Database) -> None:
+    """Forgets where things stood that are gone for more than a day."""
+    with database.transaction() as session:
+        session.execute(delete(DeletedItem).where(DeletedItem.deleted_at < db_now() - REMEMBERED_SECONDS))
 
 
 def _beyond(columns: tuple[InstrumentedAttribute[Any], ...], place: tuple[Any, ...], order: Order) -> Any:

@@ -7,7 +7,7 @@ from sqlalchemy import Select, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
 from app.models import Checkpoint, CheckpointPermission, FineTunedModel, Job, Project
-from app.pagination import Order, Page, fetch_page
+from app.pagination import Order, Page, fetch_page, remember_place
 
 
 class Found(NamedTuple):
@@ -66,7 +66,16 @@ def permissions_page(
     if project_id is not None:
         query = query.where(CheckpointPermission.project_id == project_id)
     sort_by = (CheckpointPermission.created_at, CheckpointPermission.id)
-    return fetch_page(session, query, sort_by, identity=CheckpointPermission.id, after=after, limit=limit, order=order)
+    return fetch_page(
+        session,
+        query,
+        sort_by,
+        identity=CheckpointPermission.id,
+        after=after,
+        limit=limit,
+        order=order,
+        owner_id=checkpoint_id,
+    )
 
 
 def delete_permission(session: Session, checkpoint_id: str, permission_id: str) -> bool:
@@ -74,7 +83,10 @@ def delete_permission(session: Session, checkpoint_id: str, permission_id: str) 
     query = delete(CheckpointPermission).where(
         CheckpointPermission.id == permission_id, CheckpointPermission.checkpoint_id == checkpoint_id
     )
-    return session.scalar(query.returning(CheckpointPermission.id)) is not None
+    created_at = session.scalar(query.returning(CheckpointPermission.created_at))
+    if created_at is not None:
+        remember_place(session, checkpoint_id, permission_id, created_at)
+    return created_at is not None
 
 
 def _named(name: str) -> Select[Checkpoint, Job]:

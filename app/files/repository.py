@@ -8,7 +8,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from app.contracts.states import FINAL_JOB_STATUSES, FINAL_REQUEST_STATUSES
 from app.db import db_now
 from app.models import Evaluation, File, Job, Preflight
-from app.pagination import Order, Page, fetch_page
+from app.pagination import Order, Page, fetch_page, remember_place
 
 STORING = "storing"
 """Status of a file whose object may not be there yet: nobody sees it, and it expires soon."""
@@ -36,11 +36,21 @@ def list_page(
     session: Session, project_id: str, *, purpose: str | None, after: str | None, limit: int, order: Order
 ) -> Page[File]:
     """Files in the order of their making."""
-    query = _live(project_id)
+    query = _shown(project_id)
     if purpose is not None:
         query = query.where(File.purpose == purpose)
     sort_by = (File.created_at, File.id)
-    return fetch_page(session, query, sort_by, identity=File.id, after=after, limit=limit, order=order)
+    return fetch_page(
+        session,
+        query,
+        sort_by,
+        identity=File.id,
+        after=after,
+        limit=limit,
+        order=order,
+        owner_id=project_id,
+        still=is_kept(),
+    )
 
 
 def unfinished_user_of(session: Session, file_id: str) -> User | None:
@@ -80,8 +90,12 @@ def delete_expired(session: Session, *, limit: int = 100) -> list[str]:
     query = select(File.id).where(File.expires_at <= db_now(), ~needed).order_by(File.expires_at).limit(limit)
     expired = session.scalars(query.with_for_update()).all()
     # Once more, in a statement that sees whatever was committed while this one waited for the locks.
-    gone = delete(File).where(File.id.in_(expired), ~needed).returning(File.storage_key)
-    return list(session.scalars(gone.execution_options(synchronize_session=False)))
+    columns = (File.storage_key, File.project_id, File.id, File.created_at)
+    deletion = delete(File).where(File.id.in_(expired), ~needed).returning(*columns)
+    gone = session.execute(deletion.execution_options(synchronize_session=False)).all()
+    for file in gone:
+        remember_place(session, file.project_id, file.id, file.created_at)
+    return [file.storage_key for file in gone]
 
 
 def is_kept() -> ColumnElement[bool]:
@@ -90,7 +104,12 @@ def is_kept() -> ColumnElement[bool]:
 
 
 def _live(project_id: str) -> Select[File]:
-    return select(File).where(File.project_id == project_id, File.status != STORING, is_kept())
+    return _shown(project_id).where(is_kept())
+
+
+def _shown(project_id: str) -> Select[File]:
+    """Those that can be seen until their time is over."""
+    return select(File).where(File.project_id == project_id, File.status != STORING)
 
 
 def _unfinished_users(file_id: str | InstrumentedAttribute[str]) -> tuple[Select[str, str], ...]:

@@ -19,7 +19,7 @@ from app.files.schemas import FileDeleted, FileList, FileObject
 from app.files.upload import ReceivedFile, UploadReceiver
 from app.ids import new_id
 from app.models import File
-from app.pagination import Order, ends
+from app.pagination import Order, ends, remember_place
 from app.projects.quotas import check_room, room_bytes
 from app.storage import ObjectStorage, file_key
 
@@ -142,6 +142,7 @@ class FileService:
                 raise InvalidRequestError(what, param="file_id", code="file_in_use")
             jobs = repository.jobs_naming(session, tenant.project_id, file_id, limit=_MOST_NAMED)
             session.delete(row)
+            remember_place(session, tenant.project_id, file_id, row.created_at)
             record(session, tenant.key_id, tenant.project_id, "file.deleted", file_id)
         # After the commit: an object without a row is only waste, a row without its object would be a broken file.
         self.storage.discard(row.storage_key)

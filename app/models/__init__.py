@@ -5,6 +5,7 @@ from app.models.audit_entry import AuditEntry
 from app.models.base_model import BaseModelRow
 from app.models.checkpoint import Checkpoint
 from app.models.checkpoint_permission import CheckpointPermission
+from app.models.deleted_item import DeletedItem
 from app.models.evaluation import Evaluation
 from app.models.event import Event, add_event
 from app.models.file import File
@@ -24,6 +25,7 @@ __all__ = [
     "BaseModelRow",
     "Checkpoint",
     "CheckpointPermission",
+    "DeletedItem",
     "Evaluation",
     "Event",
     "File",

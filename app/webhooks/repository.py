@@ -9,7 +9,7 @@ from app.contracts.states import DeliveryStatus, WorkKind, WorkState
 from app.contracts.webhooks import WebhookEvent
 from app.db import db_now
 from app.models import Project, WebhookDelivery, WebhookEndpoint, Work
-from app.pagination import Page, fetch_page
+from app.pagination import Page, fetch_page, remember_place
 
 _UNFINISHED = (WorkState.QUEUED, WorkState.RUNNING)
 
@@ -35,7 +35,9 @@ def list_page(session: Session, project_id: str, *, after: str | None, limit: in
     """The newest first."""
     query = select(WebhookEndpoint).where(WebhookEndpoint.project_id == project_id)
     sort_by = (WebhookEndpoint.created_at, WebhookEndpoint.id)
-    return fetch_page(session, query, sort_by, identity=WebhookEndpoint.id, after=after, limit=limit)
+    return fetch_page(
+        session, query, sort_by, identity=WebhookEndpoint.id, after=after, limit=limit, owner_id=project_id
+    )
 
 
 def count_locked(session: Session, project_id: str) -> int:
@@ -64,6 +66,7 @@ def delete_endpoint(session: Session, endpoint: WebhookEndpoint) -> None:
     )
     session.execute(delete(WebhookDelivery).where(WebhookDelivery.endpoint_id == endpoint.id))
     session.execute(delete(WebhookEndpoint).where(WebhookEndpoint.id == endpoint.id))
+    remember_place(session, endpoint.project_id, endpoint.id, endpoint.created_at)
 
 
 def deliveries_page(session: Session, endpoint_id: str, *, after: str | None, limit: int) -> Page[WebhookDelivery]:

@@ -24,6 +24,7 @@ from app.files.service import sweep_expired
 from app.idempotency.service import sweep_requests
 from app.logs import configure_logs
 from app.models import Work
+from app.pagination import sweep_places
 from app.settings import Settings
 from app.storage import ObjectStorage
 from app.uploads.sweeping import sweep_uploads
@@ -73,6 +74,7 @@ class Housekeeper:
             self.end_uploads,
             self.forget_requests,
             self.forget_deliveries,
+            self.forget_places,
             self.delete_old_folders,
             self.delete_unfinished_objects,
             self.delete_waste,
@@ -135,6 +137,10 @@ class Housekeeper:
     def forget_deliveries(self) -> None:
         """Forgets messages that were delivered, or given up, long ago."""
         sweep_deliveries(self._db)
+
+    def forget_places(self) -> None:
+        """Forgets where in their lists things stood that were deleted long ago."""
+        sweep_places(self._db)
 
     def delete_old_folders(self) -> None:
         """Deletes work folders on this machine whose work is finished."""

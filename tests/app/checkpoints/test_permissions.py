@@ -148,6 +148,9 @@ class TestSharing:
             "deleted": True,
         }
         assert stranger.get(f"/v1/fine_tuning/checkpoints/{name}/adapter").status_code == 404
+        # Lists go on after it.
+        rest = admin.get(path(name), params={"after": permission})
+        assert (rest.status_code, rest.json()["data"]) == (200, [])
 
     def test_ends_with_the_model_once_nobody_trains_on_it(
         self, client: TestClient, stranger: TestClient, finished: Finished, permission: str, database: Database

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import openai
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -16,7 +17,8 @@ from app.files import repository
 from app.files.service import sweep_expired
 from app.files.upload import ReceivedFile
 from app.main import create_app
-from app.models import File, Job
+from app.models import DeletedItem, File, Job
+from app.pagination import sweep_places
 from app.settings import Settings
 from app.storage import ObjectStorage, ObjectWriter
 from tests.app.helpers import RecordingPublisher, chat_file, created_job, upload, uploaded
@@ -35,6 +37,49 @@ class TestList:
                 assert page["last_id"] == page["data"][-1]["id"]
                 seen += [file["id"] for file in page["data"]]
             assert seen == expected
+
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    @pytest.mark.parametrize("how", ["deleted", "expired", "expired and swept"])
+    def test_goes_on_after_a_file_that_is_gone(
+        self, client: TestClient, database: Database, storage: ObjectStorage, order: str, how: str
+    ) -> None:
+        made = [uploaded(client) for _ in range(4)]
+        shown = made if order == "asc" else made[::-1]
+        self._remove(client, database, storage, shown[1], how)
+        page = client.get("/v1/files", params={"after": shown[1], "order": order}).json()
+        assert [file["id"] for file in page["data"]] == shown[2:]
+
+    def _remove(self, client: TestClient, database: Database, storage: ObjectStorage, file_id: str, how: str) -> None:
+        if how == "deleted":
+            assert client.delete(f"/v1/files/{file_id}").status_code == 200
+            return
+        with database.transaction() as session:
+            session.execute(update(File).where(File.id == file_id).values(expires_at=db_now() - 1))
+        if how == "expired and swept":
+            assert sweep_expired(database, storage) == 1
+
+    def test_everything_can_be_deleted_while_it_is_listed(self, ai: openai.OpenAI) -> None:
+        made = {ai.files.create(file=("train.jsonl", chat_file()), purpose="fine-tune").id for _ in range(5)}
+        assert {ai.files.delete(file.id).id for file in ai.files.list(limit=2)} == made
+        assert ai.files.list().data == []
+
+    def test_does_not_go_on_after_what_another_project_has_deleted(
+        self, client: TestClient, stranger: TestClient
+    ) -> None:
+        theirs = uploaded(stranger)
+        assert stranger.delete(f"/v1/files/{theirs}").status_code == 200
+        answers = [client.get("/v1/files", params={"after": file_id}) for file_id in (theirs, "file-none")]
+        assert [answer.status_code for answer in answers] == [400, 400]
+
+    def test_forgets_after_a_day_where_a_file_stood(self, client: TestClient, database: Database) -> None:
+        gone = uploaded(client)
+        client.delete(f"/v1/files/{gone}")
+        sweep_places(database)
+        assert client.get("/v1/files", params={"after": gone}).status_code == 200
+        with database.transaction() as session:
+            session.execute(update(DeletedItem).values(deleted_at=DeletedItem.deleted_at - 86_401))
+        sweep_places(database)
+        assert client.get("/v1/files", params={"after": gone}).status_code == 400
 
     def test_rows_of_the_same_moment_are_neither_lost_nor_repeated(
         self, client: TestClient, database: Database

@@ -420,3 +420,9 @@ def test_the_openai_client_has_every_method(ai: openai.OpenAI, receiver: Receive
 
 def test_old_secrets_are_active_for_as_long_as_the_parameters_name_says() -> None:
     assert service.OLD_SECRET_SECONDS == 24 * 60 * 60
+
+
+def test_endpoints_can_be_deleted_while_they_are_listed(ai: openai.OpenAI, receiver: Receiver) -> None:
+    events: list[Any] = ["fine_tuning.job.succeeded"]
+    made = {ai.webhooks.create(name=str(n), url=receiver.url, event_types=events).id for n in range(MAX_ENDPOINTS)}
+    assert {ai.webhooks.delete(endpoint.id).id for endpoint in ai.webhooks.list(limit=1)} == made
