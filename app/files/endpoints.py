@@ -10,14 +10,15 @@ from app.contracts.datasets import FileValidation
 from app.dependencies import ServicesDep, TenantDep
 from app.downloads import send_object
 from app.files.schemas import FileDeleted, FileList, FileObject
+from app.idempotency.route import KEY_HEADER, answered_once
 from app.pagination import After, Order
 from app.receiving import receive
 
 router = APIRouter(prefix="/v1/files", tags=["Files"])
 
 
-@router.post("")
-async def upload_file(request: Request, tenant: TenantDep, services: ServicesDep) -> FileObject:
+@router.post("", response_model=FileObject, openapi_extra={"parameters": [KEY_HEADER]})
+async def upload_file(request: Request, tenant: TenantDep, services: ServicesDep) -> Response:
     """Uploads a training file (multipart: `file`, `purpose=fine-tune`, optional `expires_after`). Every line is
     checked while it streams in; a file with bad lines is refused with a list of them, and nothing is stored. With
     `purpose=adapter` it is a LoRA adapter to evaluate: a tar.gz with adapter_config.json and
@@ -25,7 +26,14 @@ async def upload_file(request: Request, tenant: TenantDep, services: ServicesDep
     upload = await to_thread.run_sync(services.files.begin_upload, tenant, request.headers)
     try:
         await receive(request.stream(), upload.receiver.feed)
-        return await to_thread.run_sync(services.files.finish_upload, tenant, upload)
+        received = await to_thread.run_sync(upload.receiver.check)
+
+        async def keep() -> Response:
+            file = await to_thread.run_sync(services.files.keep_upload, tenant, upload, received)
+            return Response(file.model_dump_json(), media_type="application/json")
+
+        # A repeated form has another boundary, but the same file.
+        return await answered_once(request, tenant, received.identity, keep)
     finally:
         # Also when the client went away: what was written must go even while the request is being cancelled.
         with CancelScope(shield=True):

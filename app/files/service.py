@@ -62,13 +62,12 @@ class FileService:
         with self.database.reading() as session:
             return room_bytes(session, tenant)
 
-    def finish_upload(self, tenant: Tenant, upload: Upload) -> FileObject:
+    def keep_upload(self, tenant: Tenant, upload: Upload, received: ReceivedFile) -> FileObject:
         """Stores object and row, or neither.
 
         Raises:
-            ServiceError: The form or the file is not acceptable.
+            QuotaError: The project may not store so much more.
         """
-        received = upload.receiver.check()
         kept = self.keep(tenant, upload.file_id, received, upload.receiver.publish)
         assert kept is not None, "nothing was asked that could say no"
         return kept

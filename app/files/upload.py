@@ -28,6 +28,11 @@ class ReceivedFile:
     validation: FileValidation | None
     """None: an adapter."""
 
+    @property
+    def identity(self) -> bytes:
+        """Other for every other file."""
+        return repr((self.filename, self.purpose, self.expires_after_seconds, self.num_bytes, self.sha256)).encode()
+
 
 class UploadReceiver:
     """Takes the body of one request in pieces; `drop` it if anything goes wrong."""

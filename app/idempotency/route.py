@@ -1,7 +1,7 @@
 """Route classes for POSTs that must not happen twice: `APIRouter(route_class=CreatingRoute)` where they create
 something, `OnceRoute` for an action that does something else the second time."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from app.auth.schemas import Tenant
 from app.dependencies import Services, find_tenant, services_of
 from app.errors import ServiceError
 from app.idempotency.created import request_seed
@@ -17,7 +18,7 @@ from app.idempotency.service import MAX_KEY_CHARACTERS, Answered, Begun, asked
 
 REPLAYED = "idempotent-replayed"
 
-_KEY_HEADER = {
+KEY_HEADER = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "The same key within a day gets the first request's answer, and nothing is made twice.",
@@ -33,7 +34,7 @@ class OnceRoute(APIRoute):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.happens_once:
-            self.openapi_extra = {**(self.openapi_extra or {}), "parameters": [_KEY_HEADER]}
+            self.openapi_extra = {**(self.openapi_extra or {}), "parameters": [KEY_HEADER]}
 
     @property
     def happens_once(self) -> bool:
@@ -45,19 +46,11 @@ class OnceRoute(APIRoute):
             return handle
 
         async def handle_once(request: Request) -> Response:
-            key, num_tries = request.headers.get("idempotency-key"), _num_tries(request)
-            if key is None and num_tries is None:
+            if not _may_be_repeated(request):
                 return await handle(request)
-            services = services_of(request)
+            # Before the body is read for somebody who may not ask.
             tenant = await find_tenant(request)
-            body = await request.body()
-            which = asked(tenant, request.method, request.url.path, body, key, num_tries)
-            assert which is not None
-            begun = await services.idempotency.begin(which)
-            if isinstance(begun, Answered):
-                headers = {REPLAYED: "true"}
-                return Response(begun.body, begun.status, headers, media_type="application/json")
-            return await _carry_out(handle, request, services, begun)
+            return await answered_once(request, tenant, await request.body(), lambda: handle(request))
 
         return handle_once
 
@@ -71,10 +64,36 @@ class CreatingRoute(OnceRoute):
         return super().happens_once and "{" not in self.path
 
 
-async def _carry_out(handle: Handler, request: Request, services: Services, begun: Begun) -> Response:
+async def answered_once(
+    request: Request, tenant: Tenant, what: bytes, act: Callable[[], Awaitable[Response]]
+) -> Response:
+    """The answer of `act`; where the request is a repeated one, the first's.
+
+    Args:
+        request: Its headers tell whether it may be a repeated one.
+        tenant: Who asks.
+        what: The body, or what stands for it: requests with another one are others.
+        act: Carries the request out.
+
+    Raises:
+        InvalidRequestError: The key is no good, or was that of another request.
+        RequestInProgressError: The first one is still being carried out.
+    """
+    key, num_tries = request.headers.get("idempotency-key"), _num_tries(request)
+    which = asked(tenant, request.method, request.url.path, what, key, num_tries)
+    if which is None:
+        return await act()
+    services = services_of(request)
+    begun = await services.idempotency.begin(which)
+    if isinstance(begun, Answered):
+        return Response(begun.body, begun.status, {REPLAYED: "true"}, media_type="application/json")
+    return await _carry_out(act, services, begun)
+
+
+async def _carry_out(act: Callable[[], Awaitable[Response]], services: Services, begun: Begun) -> Response:
     token = request_seed.set(begun.seed)
     try:
-        response = await handle(request)
+        response = await act()
         body = bytes(response.body).decode()
         await run_in_threadpool(services.idempotency.end, begun, response.status_code, body)
     except (ServiceError, RequestValidationError, HTTPException):
@@ -88,6 +107,10 @@ async def _carry_out(handle: Handler, request: Request, services: Services, begu
     finally:
         request_seed.reset(token)
     return response
+
+
+def _may_be_repeated(request: Request) -> bool:
+    return "idempotency-key" in request.headers or _num_tries(request) is not None
 
 
 def _num_tries(request: Request) -> int | None:

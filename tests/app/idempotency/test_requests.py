@@ -18,7 +18,7 @@ from app.contracts.states import FailureCode
 from app.db import Database, db_now
 from app.errors import InvalidRequestError, RequestInProgressError
 from app.idempotency.service import STALE_SECONDS, Answered, Asked, Begun, IdempotencyService, sweep_requests
-from app.models import Evaluation, IdempotentRequest, Job, Preflight, Project, Upload, WebhookEndpoint, Work
+from app.models import Evaluation, File, IdempotentRequest, Job, Preflight, Project, Upload, WebhookEndpoint, Work
 from app.storage import ObjectStorage
 from app.webhooks.service import WebhookService
 from tests.app.cut import answer_lost
@@ -45,6 +45,40 @@ def age(database: Database, seconds: float) -> None:
     with database.transaction() as session:
         times = {"created_at": db_now() - seconds, "expires_at": db_now() + 1000.0}
         session.execute(update(IdempotentRequest).values(**times))
+
+
+class TestFiles:
+    @pytest.mark.parametrize(("first_try", "second_try"), [(KEY, KEY), (FIRST, SECOND)], ids=["key", "SDK's retry"])
+    def test_the_same_upload_makes_one_file(
+        self,
+        client: TestClient,
+        database: Database,
+        storage: ObjectStorage,
+        first_try: dict[str, str],
+        second_try: dict[str, str],
+    ) -> None:
+        first, second = (self._sent(client, headers) for headers in (first_try, second_try))
+        assert first.json() == second.json()
+        assert second.headers["idempotent-replayed"] == "true"
+        assert count(database, File) == 1
+        assert len(list(storage.keys("files/"))) == 1
+
+    def test_another_file_under_the_key_is_refused(self, client: TestClient) -> None:
+        self._sent(client, KEY).raise_for_status()
+        answer = self._sent(client, KEY, chat_file(11))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "idempotency_key_reused")
+
+    @pytest.mark.parametrize("data", [chat_file(11), b"no rows"])
+    def test_a_first_try_and_another_file_are_carried_out(
+        self, client: TestClient, database: Database, data: bytes
+    ) -> None:
+        for content, headers in ((chat_file(), FIRST), (chat_file(), FIRST), (data, SECOND)):
+            self._sent(client, headers, content)
+        assert count(database, File) == (3 if data != b"no rows" else 2)
+
+    def _sent(self, client: TestClient, headers: dict[str, str], data: bytes | None = None) -> httpx2.Response:
+        files = {"file": ("train.jsonl", chat_file() if data is None else data)}
+        return client.post("/v1/files", data={"purpose": "fine-tune"}, files=files, headers=headers)
 
 
 class TestKeys:
