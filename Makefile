@@ -25,11 +25,11 @@ $(VENV)/.bench: $(VENV)/.run
 demo: $(VENV)/.run ## the whole service on this machine: prepare a model, run a DER job, show the report
 	$(BIN)/unforgotten demo $(ARGS)
 
-test: $(VENV)/.dev ## checks and the whole suite, on every back end that is reachable
+test: $(VENV)/.dev ## checks and the suite, on every back end that is reachable
 	$(MAKE) --no-print-directory check
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-test-slow: $(VENV)/.dev ## tests on SmolLM2 (minutes)
+test-slow: $(VENV)/.dev ## what the suite leaves out: SmolLM2, and 2 GB through an upload (minutes)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 chaos: $(VENV)/.dev ## kill parts of the service at random while jobs run, and count what is lost (minutes)

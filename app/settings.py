@@ -54,9 +54,10 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(default=10.0, gt=0.0)
     """How often expired leases are reaped and forgotten messages sent again."""
     max_attempts: int = Field(default=3, ge=1)
-    """Attempts at one piece of work before it fails as worker_lost."""
+    """Attempts at one piece of work before it fails as worker_lost. Webhooks have 16."""
     retry_seconds: float = Field(default=5.0, gt=0.0)
-    """Pause before the second attempt; doubled for each further one, up to ten minutes."""
+    """Pause before the second attempt; doubled for each further one, up to ten minutes. Between a webhook's attempts it
+    is quadrupled, up to eight hours: with 5 seconds they take 72 hours."""
     stop_grace_seconds: float = Field(default=30.0, ge=0.0)
     """How long a training process may take to stop when asked, before it is killed."""
     worker_threads: int = Field(default=0, ge=0)

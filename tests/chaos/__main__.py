@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 from benchmarks.conditions import conditions
-from tests.chaos.back_ends import BACK_ENDS, chaos
+from tests.chaos.back_ends import BACK_ENDS, POSTGRES, chaos, has_postgres
 from tests.chaos.run import Outcome, table
 
 
@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=3.0, help="mean seconds between kills (default 3)")
     parser.add_argument("--out", type=Path, help="Markdown file for the table, with the command that made it")
     args = parser.parse_args()
+    if "postgresql" in args.back_ends and not has_postgres():
+        parser.error(f"no PostgreSQL at {POSTGRES}: set TEST_POSTGRES, or give --back-ends sqlite")
     outcomes: dict[str, Outcome] = {}
     for seed in args.seeds:
         for back_end in args.back_ends:

@@ -35,6 +35,14 @@ _QUICK = {
 """Short waits, and so many attempts that no job may fail for want of them."""
 
 
+def has_postgres() -> bool:
+    try:
+        psycopg.connect(POSTGRES, connect_timeout=3).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
 @contextmanager
 def chaos(back_end: str, data_dir: Path, seed: int, say: Callable[[str], None]) -> Iterator[ChaosRun]:
     """A run that is ready to begin."""

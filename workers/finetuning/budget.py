@@ -40,7 +40,8 @@ RATE_IN_ALL, FASTEST = 4.0, 0.3
 MOST = 2.0
 """Units of excess that count."""
 HIGHEST, LOWEST = 30.0, 1e3
-"""How far alpha may go from its start, as factors up and down. At the upper end the whole budget weighs 30 nats."""
+"""How far alpha may go from its start, as factors up and down. At the upper end the whole budget weighs 30 nats, and
+while there is excess up to 1 + MOST times that."""
 
 
 class BudgetedWeight:
