@@ -166,6 +166,21 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
 
 class TestRefused:
     @pytest.mark.parametrize(
+        ("body", "rule"),
+        [
+            ({"suffix": "my model"}, "only letters, digits, . _ and -, and a letter or digit first"),
+            ({"metadata": {'a"b': "x"}}, "a key of metadata has no quotation marks, backslashes or control characters"),
+        ],
+        ids=["suffix", "metadata"],
+    )
+    def test_characters_that_are_not_allowed_are_told_in_words(
+        self, client: TestClient, base: str, body: dict[str, Any], rule: str
+    ) -> None:
+        request = {"model": base, "training_file": uploaded(client), **body}
+        error = client.post("/v1/fine_tuning/jobs", json=request).json()["error"]
+        assert error["message"] == f"Invalid value for {error['param']}: {rule}"
+
+    @pytest.mark.parametrize(
         ("body", "param", "code"), REFUSALS, ids=[f"{p}-{c}-{i}" for i, (_, p, c) in enumerate(REFUSALS)]
     )
     def test_a_bad_parameter_is_named(
