@@ -1,5 +1,6 @@
 """POST /v1/files and what else can be done with files."""
 
+import json
 from functools import partial
 from typing import Annotated
 
@@ -33,7 +34,7 @@ async def upload_file(request: Request, tenant: TenantDep, services: ServicesDep
             return Response(file.model_dump_json(), media_type="application/json")
 
         # A repeated form has another boundary, but the same file.
-        return await answered_once(request, tenant, received.identity, keep)
+        return await answered_once(request, tenant, json.dumps(received.facts).encode(), keep)
     finally:
         # Also when the client went away: what was written must go even while the request is being cancelled.
         with CancelScope(shield=True):

@@ -110,7 +110,7 @@ class FileService:
                 may_be_kept = may_show(session)
                 if may_be_kept:
                     row = repository.show(session, file_id, received.expires_after_seconds)
-                    record(session, tenant.key_id, tenant.project_id, "file.created", file_id, _facts(received))
+                    record(session, tenant.key_id, tenant.project_id, "file.created", file_id, received.facts)
             # Only now is it true.
             shown = FileObject.from_row(row) if may_be_kept else None
         finally:
@@ -217,17 +217,6 @@ def _hidden_row(file_id: str, tenant: Tenant, received: ReceivedFile) -> File:
         status_details=_details(received.validation),
         validation=None if received.validation is None else received.validation.model_dump(mode="json"),
     )
-
-
-def _facts(received: ReceivedFile) -> dict[str, str | int | bool | None]:
-    """What the audit log keeps of a file; that it expires is known from the beginning."""
-    return {
-        "filename": received.filename,
-        "purpose": received.purpose,
-        "bytes": received.num_bytes,
-        "sha256": received.sha256,
-        "expires_after_seconds": received.expires_after_seconds,
-    }
 
 
 def _details(validation: FileValidation | None) -> str | None:

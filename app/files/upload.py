@@ -29,9 +29,15 @@ class ReceivedFile:
     """None: an adapter."""
 
     @property
-    def identity(self) -> bytes:
-        """Other for every other file."""
-        return repr((self.filename, self.purpose, self.expires_after_seconds, self.num_bytes, self.sha256)).encode()
+    def facts(self) -> dict[str, str | int | None]:
+        """For the audit log: what makes it another file than others."""
+        return {
+            "filename": self.filename,
+            "purpose": self.purpose,
+            "bytes": self.num_bytes,
+            "sha256": self.sha256,
+            "expires_after_seconds": self.expires_after_seconds,
+        }
 
 
 class UploadReceiver:

@@ -23,7 +23,7 @@ def _storable(text: str) -> str:
     return text
 
 
-def _matching(pattern: str, rule: str) -> tuple[AfterValidator, WithJsonSchema]:
+def _matching(pattern: str, rule: str) -> tuple[AfterValidator, Any]:
     """A check whose error is the rule in words, and how the document says it."""
     expression = re.compile(pattern)
 
@@ -32,9 +32,7 @@ def _matching(pattern: str, rule: str) -> tuple[AfterValidator, WithJsonSchema]:
             raise ValueError(rule)
         return text
 
-    return AfterValidator(check), WithJsonSchema(
-        {"type": "string", "minLength": 1, "maxLength": 64, "pattern": f"^{pattern}$"}
-    )
+    return AfterValidator(check), Field(json_schema_extra={"pattern": f"^{pattern}$"})
 
 
 def _auto_or(schema: dict[str, Any]) -> WithJsonSchema:

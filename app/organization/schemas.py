@@ -2,13 +2,14 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from app.audit.log import OPERATOR, SERVICE
 from app.audit.repository import Span
 from app.auth.service import KEY_PREFIX
 from app.jobs.schemas import RequestBody
 from app.models import ApiKey, AuditEntry, Project
+from app.pagination import After
 
 MAX_EXPIRY_SECONDS = 10 * 365 * 86_400
 
@@ -127,25 +128,23 @@ class AuditedProject(BaseModel):
     id: str
 
 
-_Id = Annotated[str, StringConstraints(max_length=256)]
-_Ids = Annotated[list[_Id], Field(max_length=100)]
+_Names = Annotated[list[Annotated[str, StringConstraints(max_length=64)]], Field(max_length=100)]
+_Subjects = Annotated[list[Annotated[str, StringConstraints(max_length=256)]], Field(max_length=100)]
 _Seconds = Annotated[int, Field(ge=0, le=2**53)]
 
 
-class AuditLogQuery(BaseModel):
-    """Which entries, and from where on. What is not known is refused: a log that ignores a filter misleads."""
+class AuditLogQuery(RequestBody):
+    """Which entries, and from where on: a log that ignores a filter misleads."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    project_ids: _Ids = Field(default=[], alias="project_ids[]")
-    event_types: _Ids = Field(default=[], alias="event_types[]")
-    actor_ids: _Ids = Field(default=[], alias="actor_ids[]", description="Ids of keys; `operator`, `service`.")
-    resource_ids: _Ids = Field(default=[], alias="resource_ids[]", description="What the entries are about.")
+    project_ids: _Names = Field(default=[], alias="project_ids[]")
+    event_types: _Names = Field(default=[], alias="event_types[]")
+    actor_ids: _Names = Field(default=[], alias="actor_ids[]", description="Ids of keys; `operator`, `service`.")
+    resource_ids: _Subjects = Field(default=[], alias="resource_ids[]", description="What the entries are about.")
     after_second: _Seconds | None = Field(default=None, alias="effective_at[gt]")
     from_second: _Seconds | None = Field(default=None, alias="effective_at[gte]")
     before_second: _Seconds | None = Field(default=None, alias="effective_at[lt]")
     to_second: _Seconds | None = Field(default=None, alias="effective_at[lte]")
-    after: _Id | None = Field(default=None, description="Id of the last item of the page before.")
+    after: After = None
     limit: Annotated[int, Field(ge=1, le=100)] = 20
 
     @property
